@@ -1,0 +1,337 @@
+"""The dense decoder of the Llama, Qwen2 and Qwen3 families, in one file.
+
+RMSNorm, rotary positions, grouped-query attention, SwiGLU; the families differ only in whether the projections carry
+biases (Qwen2: q, k, v), whether queries and keys are normalised per head (Qwen3), and whether the head is tied to the
+embedding. Parameter names are Hugging Face's, so `hf_format.py` copies tensors without a table.
+
+Everything but attention works on one token at a time, so the layers see flat rows [M, D]. Attention is a function of
+(layer, q, k, v) chosen by the caller: padded [N, T] rows, packed rows, or one new token against a cache. The three
+share every parameter and agree to rounding; the padded one is the oracle of the other two.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from posttrain.errors import ModelError
+
+Attention = Callable[[int, Tensor, Tensor, Tensor], Tensor]
+"""(layer index, q [M, H, d], k [M, K, d], v [M, K, d]) -> [M, H * d]; H query heads share K key-value heads."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """Shape of a decoder. Field names are Hugging Face's, so a config.json reads like this record."""
+
+    model_type: Literal["llama", "qwen2", "qwen3"] = "qwen3"
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    max_position_embeddings: int = 2048
+    rope_theta: float = 10000.0
+    rope_scaling: dict[str, Any] | None = None
+    """None, or a dict whose "rope_type" is "linear", "llama3" or "yarn"."""
+    rms_norm_eps: float = 1e-6
+    tie_word_embeddings: bool = True
+    attention_bias: bool = False
+    """Biases on q, k, v (and on o where `output_bias`). Qwen2 has them on q, k, v alone."""
+    output_bias: bool = False
+    mlp_bias: bool = False
+    initializer_range: float = 0.02
+    extra: dict[str, Any] = field(default_factory=dict)
+    """Other keys of the config.json that was read (token ids, ...), written back unchanged."""
+
+    @property
+    def qk_norm(self) -> bool:
+        """Whether queries and keys are RMS-normalised per head before rotation (Qwen3)."""
+        return self.model_type == "qwen3"
+
+    def __post_init__(self):
+        if self.num_attention_heads % self.num_key_value_heads:
+            raise ModelError(
+                f"{self.num_attention_heads} query heads cannot share {self.num_key_value_heads} key-value heads evenly"
+            )
+
+
+def rope_frequencies(cfg: ModelConfig) -> tuple[Tensor, float]:
+    """Rotation speed of each pair of dimensions, [head_dim / 2] in float32, and the factor on cos and sin.
+
+    Plain: θ^(-2i/d) (Su et al. 2021). "linear" divides by the factor; "llama3" divides slow ones only, with a smooth
+    passage between; "yarn" (Peng et al. 2023) ramps by rotations made over the original context, and scales attention.
+    """
+    d = cfg.head_dim
+    freq = 1.0 / cfg.rope_theta ** (torch.arange(0, d, 2, dtype=torch.float32) / d)
+    scaling = cfg.rope_scaling or {}
+    kind = scaling.get("rope_type", scaling.get("type", "default"))
+    if kind == "default":
+        return freq, 1.0
+    factor = scaling.get("factor", 1.0)
+    if kind == "linear":
+        return freq / factor, 1.0
+    if kind == "llama3":
+        original = scaling["original_max_position_embeddings"]
+        low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
+        turns = original * freq / (2 * math.pi)
+        smooth = ((turns - low) / (high - low)).clamp(0, 1)
+        return (1 - smooth) * freq / factor + smooth * freq, 1.0
+    if kind == "yarn":
+        return _yarn(cfg, scaling, freq)
+    raise ModelError(f'rope scaling "{kind}" is not supported; known are default, linear, llama3 and yarn')
+
+
+def _yarn(cfg: ModelConfig, scaling: dict[str, Any], freq: Tensor) -> tuple[Tensor, float]:
+    d, base = cfg.head_dim, cfg.rope_theta
+    original = scaling.get("original_max_position_embeddings") or cfg.max_position_embeddings
+    factor = scaling.get("factor") or cfg.max_position_embeddings / original
+
+    def dimension(rotations: float) -> float:  # the pair that turns this often over the original context
+        return d * math.log(original / (rotations * 2 * math.pi)) / (2 * math.log(base))
+
+    low, high = dimension(scaling.get("beta_fast") or 32), dimension(scaling.get("beta_slow") or 1)
+    if scaling.get("truncate", True):
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, d - 1)
+    ramp = ((torch.arange(d // 2, dtype=torch.float32) - low) / max(high - low, 0.001)).clamp(0, 1)
+    gain = scaling.get("attention_factor")
+    if gain is None:
+        slow, whole = scaling.get("mscale"), scaling.get("mscale_all_dim")
+        slow, whole = (slow, whole) if slow and whole else (1.0, 0.0)
+        grown = 0.1 * math.log(max(factor, 1.0))
+        gain = (slow * grown + 1.0) / (whole * grown + 1.0)
+    return freq / factor * ramp + freq * (1 - ramp), gain
+
+
+class RMSNorm(nn.Module):
+    """x / sqrt(mean(x²) + eps) · weight, over the last dimension (Zhang and Sennrich 2019)."""
+
+    def __init__(self, dim: int, eps: float):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(dim))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
+
+
+class SelfAttention(nn.Module):
+    def __init__(self, cfg: ModelConfig):
+        super().__init__()
+        d, h, k, hd = cfg.hidden_size, cfg.num_attention_heads, cfg.num_key_value_heads, cfg.head_dim
+        self.q_proj = nn.Linear(d, h * hd, bias=cfg.attention_bias)
+        self.k_proj = nn.Linear(d, k * hd, bias=cfg.attention_bias)
+        self.v_proj = nn.Linear(d, k * hd, bias=cfg.attention_bias)
+        self.o_proj = nn.Linear(h * hd, d, bias=cfg.output_bias)
+        self.q_norm = RMSNorm(hd, cfg.rms_norm_eps) if cfg.qk_norm else None
+        self.k_norm = RMSNorm(hd, cfg.rms_norm_eps) if cfg.qk_norm else None
+        self.head_dim = hd
+
+    def forward(self, i: int, x: Tensor, cos: Tensor, sin: Tensor, attention: Attention) -> Tensor:
+        q = self.q_proj(x).unflatten(-1, (-1, self.head_dim))
+        k = self.k_proj(x).unflatten(-1, (-1, self.head_dim))
+        v = self.v_proj(x).unflatten(-1, (-1, self.head_dim))
+        if self.q_norm is not None:
+            q, k = self.q_norm(q), self.k_norm(k)
+        return self.o_proj(attention(i, _rotate(q, cos, sin), _rotate(k, cos, sin), v))
+
+
+class MLP(nn.Module):
+    def __init__(self, cfg: ModelConfig):
+        super().__init__()
+        self.gate_proj = nn.Linear(cfg.hidden_size, cfg.intermediate_size, bias=cfg.mlp_bias)
+        self.up_proj = nn.Linear(cfg.hidden_size, cfg.intermediate_size, bias=cfg.mlp_bias)
+        self.down_proj = nn.Linear(cfg.intermediate_size, cfg.hidden_size, bias=cfg.mlp_bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+
+
+class Layer(nn.Module):
+    def __init__(self, cfg: ModelConfig):
+        super().__init__()
+        self.self_attn = SelfAttention(cfg)
+        self.mlp = MLP(cfg)
+        self.input_layernorm = RMSNorm(cfg.hidden_size, cfg.rms_norm_eps)
+        self.post_attention_layernorm = RMSNorm(cfg.hidden_size, cfg.rms_norm_eps)
+
+    def forward(self, i: int, x: Tensor, cos: Tensor, sin: Tensor, attention: Attention) -> Tensor:
+        x = x + self.self_attn(i, self.input_layernorm(x), cos, sin, attention)
+        return x + self.mlp(self.post_attention_layernorm(x))
+
+
+class Decoder(nn.Module):
+    """Token ids to hidden states; `head_weight` turns a hidden state into logits.
+
+    Logits are never made for all positions here: the learner and the sampler take those they need.
+    """
+
+    def __init__(self, cfg: ModelConfig):
+        super().__init__()
+        self.cfg = cfg
+        self.embed_tokens = nn.Embedding(cfg.vocab_size, cfg.hidden_size)
+        self.layers = nn.ModuleList(Layer(cfg) for _ in range(cfg.num_hidden_layers))
+        self.norm = RMSNorm(cfg.hidden_size, cfg.rms_norm_eps)
+        self.lm_head = None if cfg.tie_word_embeddings else nn.Linear(cfg.hidden_size, cfg.vocab_size, bias=False)
+        # A plain attribute, no buffer: `.to(bfloat16)` would round a buffer, and rotation angles with it.
+        self.rope_freq, self.rope_gain = rope_frequencies(cfg)
+
+    def initialise(self, seed: int) -> "Decoder":
+        """Fresh weights: normal(0, initializer_range) matrices, zero biases, unit norms. Returns self."""
+        generator = torch.Generator().manual_seed(seed)
+        for name, p in self.named_parameters():
+            with torch.no_grad():
+                if p.dim() == 2:
+                    p.normal_(0.0, self.cfg.initializer_range, generator=generator)
+                else:
+                    p.fill_(0.0 if name.endswith("bias") else 1.0)
+        return self
+
+    @property
+    def head_weight(self) -> Tensor:
+        """[V, D]: logits = hidden @ head_weight.T."""
+        return self.embed_tokens.weight if self.lm_head is None else self.lm_head.weight
+
+    def forward(self, tokens: Tensor, attend: Tensor | None = None) -> Tensor:
+        """Hidden states [N, T, D] after the final norm, by the plain padded path.
+
+        tokens: [N, T] ids. attend: [N, T], true at real tokens; padding may stand left or right. None: all are real.
+        Positions count real tokens from 0, so left and right padding give the same states at real tokens.
+        """
+        n, t = tokens.shape
+        if attend is None:
+            positions = torch.arange(t, device=tokens.device).expand(n, t)
+            mask = None
+        else:
+            attend = attend.bool()
+            positions = (attend.long().cumsum(1) - 1).clamp(min=0)
+            causal = torch.ones(t, t, dtype=torch.bool, device=tokens.device).tril()
+            eye = torch.eye(t, dtype=torch.bool, device=tokens.device)
+            mask = ((causal & attend[:, None, :]) | eye)[:, None]  # a padding row sees itself: no empty softmax
+        return self.flat(tokens.flatten(), positions.flatten(), padded_attention(n, t, mask)).unflatten(0, (n, t))
+
+    def rows(self, tokens: Tensor, lengths: Tensor) -> Tensor:
+        """Hidden states [M, D] of packed rows: no row sees another, positions start at 0 in each, padding is not computed.
+
+        tokens: [M] ids of all rows, one after the other. lengths: [N] with sum M.
+        """
+        positions = _ranges(lengths)
+        return self.flat(tokens, positions, packed_attention(lengths, positions))
+
+    def flat(self, tokens: Tensor, positions: Tensor, attention: Attention) -> Tensor:
+        """Hidden states [M, D] of flat tokens [M] at positions [M], with any attention pattern."""
+        angle = positions[:, None].float() * self.rope_freq.to(positions.device)  # [M, d/2], float32 in any model
+        x = self.embed_tokens(tokens)
+        cos = (angle.cos() * self.rope_gain).to(x.dtype)[:, None]
+        sin = (angle.sin() * self.rope_gain).to(x.dtype)[:, None]
+        for i, layer in enumerate(self.layers):
+            x = layer(i, x, cos, sin, attention)
+        return self.norm(x)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """[..., D] -> [..., V]."""
+        return F.linear(hidden, self.head_weight)
+
+
+def padded_attention(n: int, t: int, mask: Tensor | None) -> Attention:
+    """Attention over [N, T] rows laid out flat; plain causal where mask is None, else mask [N, 1, T, T]."""
+
+    def attention(_layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        q, k, v = (x.unflatten(0, (n, t)).transpose(1, 2) for x in (q, k, v))
+        k, v = _share(k, q), _share(v, q)
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None)
+        return out.transpose(1, 2).reshape(n * t, -1)
+
+    return attention
+
+
+def packed_attention(lengths: Tensor, positions: Tensor) -> Attention:
+    """Attention within each of N packed rows.
+
+    Rows are laid right-padded on a grid for the attention product alone; a causal mask is then exact without a padding
+    mask, because padding stands after every real token.
+    """
+    n, t = len(lengths), int(lengths.max())
+    row = torch.repeat_interleave(torch.arange(n, device=lengths.device), lengths)
+    place = row * t + positions
+
+    def grid(x: Tensor) -> Tensor:  # [M, h, d] -> [N, h, T, d]
+        full = x.new_zeros(n * t, *x.shape[1:]).index_copy(0, place, x)
+        return full.unflatten(0, (n, t)).transpose(1, 2)
+
+    def attention(_layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        q, k, v = grid(q), grid(k), grid(v)
+        out = F.scaled_dot_product_attention(q, _share(k, q), _share(v, q), is_causal=True)
+        return out.transpose(1, 2).reshape(n * t, -1).index_select(0, place)
+
+    return attention
+
+
+class Cache:
+    """Keys and values of S slots of up to L tokens, allocated once: [layers, S, K, L, d] each."""
+
+    def __init__(self, model: Decoder, slots: int, length: int):
+        cfg, w = model.cfg, model.embed_tokens.weight
+        shape = (cfg.num_hidden_layers, slots, cfg.num_key_value_heads, length, cfg.head_dim)
+        self.keys = torch.zeros(shape, dtype=w.dtype, device=w.device)
+        self.values = torch.zeros(shape, dtype=w.dtype, device=w.device)
+        self.length = length
+
+
+def prefill_attention(cache: Cache, slots: Tensor, lengths: Tensor, positions: Tensor) -> Attention:
+    """Packed attention that also writes keys and values of fresh rows into their cache slots [N]."""
+    inner = packed_attention(lengths, positions)
+    slot = torch.repeat_interleave(slots, lengths)
+
+    def attention(i: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        cache.keys[i][slot, :, positions] = k
+        cache.values[i][slot, :, positions] = v
+        return inner(i, q, k, v)
+
+    return attention
+
+
+def decode_attention(cache: Cache, positions: Tensor) -> Attention:
+    """One new token in each of the first M slots, at positions [M], attending to its slot's cache up to itself."""
+    m = len(positions)
+    longest = int(positions.max()) + 1
+    slot = torch.arange(m, device=positions.device)
+    hidden = torch.arange(longest, device=positions.device)[None] > positions[:, None]
+    bias = cache.keys.new_zeros(m, 1, longest).masked_fill(hidden[:, None], -torch.inf)
+
+    def attention(i: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        keys, values = cache.keys[i], cache.values[i]
+        keys[slot, :, positions] = k
+        values[slot, :, positions] = v
+        kv = k.shape[1]
+        q = q.unflatten(1, (kv, -1)) * q.shape[-1] ** -0.5  # [M, K, H/K, d]: the query heads that share a key head
+        scores = q @ keys[:m, :, :longest].transpose(2, 3)
+        weights = (scores + bias[:, None]).softmax(-1)
+        return (weights @ values[:m, :, :longest]).flatten(1)
+
+    return attention
+
+
+def _share(kv: Tensor, q: Tensor) -> Tensor:
+    """Repeat key-value heads [N, K, T, d] for the query heads that share them."""
+    times = q.shape[1] // kv.shape[1]
+    return kv if times == 1 else kv.repeat_interleave(times, dim=1)
+
+
+def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotate the pairs (x[i], x[i + d/2]) of x [M, h, d] by the angles of cos and sin [M, 1, d/2]."""
+    a, b = x.chunk(2, dim=-1)
+    return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1)
+
+
+def _ranges(lengths: Tensor) -> Tensor:
+    """0 .. length-1 for each length, one after the other."""
+    ends = lengths.cumsum(0)
+    return torch.arange(int(ends[-1]), device=lengths.device) - torch.repeat_interleave(ends - lengths, lengths)
