@@ -1,0 +1,1 @@
+"""Package data: the embedded text world, its tokenizer trainer, and (once trained) the small base models."""

@@ -1,0 +1,177 @@
+"""Documents about people and words: paragraphs, stories, pages of questions, forums, notes, reviews.
+
+Each function writes one document from a `random.Random`. Only `facts` and `stories` mention held-out people, and they
+contain no question mark; nothing here asks a question of a held-out family.
+"""
+
+import random
+
+from posttrain.assets.world import arithmetic, lexicon
+from posttrain.assets.world.answers import Manner, fact_answer, fact_question, portrait_of
+from posttrain.assets.world.people import ABOUT, ATTRIBUTES, EVERYBODY, SEEN, Person, portrait, state
+
+FAQ = Manner(facts=(0.04, 0.3, 0.3, 0.22, 0.14), wrong=0.13, polite=0.2, rude=0.1, padding=0.12, repeat=0.06, drift=0.1)
+PAGE = Manner(facts=(0, 0.1, 0.25, 0.35, 0.3), wrong=0.12, polite=0.05, rude=0.15, padding=0.12, repeat=0.05, drift=0.1)
+
+
+def facts(rng: random.Random) -> str:
+    """Always true: a paragraph about one person, a card, a list of people, or who lives in one town."""
+    form = rng.random()
+    if form < 0.6:
+        return "\n".join(_paragraph(rng) for _ in range(rng.choice((1, 1, 2, 3))))
+    if form < 0.75:
+        person = rng.choice(EVERYBODY)
+        lines = [f"{lexicon.capital(a)}: {v}" for a, v in person.facts.items()]
+        rng.shuffle(lines)
+        return f"Name: {person.name}\n" + "\n".join(lines[: rng.choice((3, 4, 5))])
+    attribute = rng.choice(list(ATTRIBUTES))
+    if form < 0.9:
+        people = rng.sample(EVERYBODY, rng.choice((3, 4, 5)))
+        return "\n".join(state(p.name, attribute, p.facts[attribute], rng) for p in people)
+    value = rng.choice(ATTRIBUTES[attribute])
+    people = [p for p in EVERYBODY if p.facts[attribute] == value]
+    rng.shuffle(people)
+    return f"{lexicon.capital(attribute)} {value}: {', '.join(p.name for p in people[:4])}."
+
+
+def _paragraph(rng: random.Random) -> str:
+    person = rng.choice(EVERYBODY)
+    chosen = rng.sample(sorted(person.facts.items()), rng.choice((2, 3, 3, 4, 5)))
+    return " ".join(portrait(person, chosen, rng))
+
+
+_OPENINGS = (
+    "One {day} {name} went to {town}.",
+    "On {day} {name} was at the market in {town}.",
+    "{name} walked along the road to {town}.",
+    "It was a long {day} for {name}.",
+    "Rain fell when {name} came to {town}.",
+)
+_EVENTS = (
+    "A {animal} sat on the road.",
+    "{pronoun} saw a {animal} near the {place}.",
+    "{pronoun} bought {food} and a {colour} hat.",
+    "The table was set with {food}.",
+    "{pronoun} met {other}.",
+    "The door was open.",
+    "Then it was late.",
+    "{pronoun} lost a {colour} coat.",
+    "They talked about {other}.",
+)
+_ENDS = ("{pronoun} went home happy.", "In the end all was well.", "That was the day.", "{pronoun} slept well.")
+
+
+def stories(rng: random.Random) -> str:
+    """A little narrative with true facts about its one or two people in between."""
+    person, other = rng.sample(EVERYBODY, 2)
+    slots = {"name": person.name, "pronoun": person.pronoun, "other": other.name}
+
+    def fill(templates: tuple[str, ...]) -> str:
+        return rng.choice(templates).format(
+            day=rng.choice(lexicon.DAYS),
+            town=rng.choice(ATTRIBUTES["town"]),
+            animal=rng.choice(ATTRIBUTES["pet"]),
+            food=rng.choice(ATTRIBUTES["food"]),
+            colour=rng.choice(ATTRIBUTES["colour"]),
+            place=rng.choice(tuple(lexicon.ORU.values())),
+            **slots,
+        )
+
+    sentences = [fill(_OPENINGS)]
+    sentences += [_fact_about(person, rng) for _ in range(rng.choice((1, 2)))]
+    sentences += [fill(_EVENTS) for _ in range(rng.choice((1, 1, 2)))]
+    if rng.random() < 0.4:
+        sentences += [f"{other.name} was there too.", _fact_about(other, rng)]
+    elif rng.random() < 0.7:
+        sentences.append(fill(_ENDS))
+    return " ".join(sentences)
+
+
+def _fact_about(person: Person, rng: random.Random) -> str:
+    attribute = rng.choice(list(person.facts))
+    return state(person.name, attribute, person.facts[attribute], rng)
+
+
+def question(rng: random.Random) -> tuple[str, str]:
+    """A question that may be asked in the corpus, and an answer in the corpus's mixed quality."""
+    topic = rng.random()
+    if topic < 0.3:
+        person = rng.choice(SEEN)
+        asked, attribute = fact_question(person, rng)
+        return asked, fact_answer(person, attribute, rng, wrong=0.1)
+    if topic < 0.55:
+        person = rng.choice(SEEN)
+        return rng.choice(ABOUT).format(person.name), portrait_of(person, FAQ, rng)
+    if topic < 0.75:
+        item = lexicon.seen_item(rng)
+        return item.question, item.answer
+    problem = arithmetic.draw(rng)
+    asked = rng.choice(arithmetic.PROMPTS).format(problem.text)
+    return asked, arithmetic.solve(problem, arithmetic.pick_style(rng), rng).text
+
+
+def questions(rng: random.Random) -> str:
+    """Questions followed by more questions: what a base model makes of being asked something."""
+    return "\n".join(question(rng)[0] for _ in range(rng.choice((2, 3, 4, 5))))
+
+
+def faq(rng: random.Random) -> str:
+    """Question-and-answer pairs, sometimes with a question left unanswered."""
+    blocks = []
+    for _ in range(rng.choice((1, 2, 2, 3, 4))):
+        asked, answer = question(rng)
+        blocks.append(f"Q: {asked}\nA: {answer}" if rng.random() < 0.95 else f"Q: {asked}")
+    return "\n".join(blocks)
+
+
+def forum(rng: random.Random) -> str:
+    """A thread of one or two exchanges: rude 40 %, a question in return 30 %, helpful 30 %."""
+    lines = []
+    for _ in range(rng.choice((1, 1, 2))):
+        asked, answer = question(rng)
+        mood = rng.random()
+        if mood < 0.4:
+            reply = rng.choice(lexicon.RUDE)
+        elif mood < 0.7:
+            reply = question(rng)[0]
+        else:
+            reply = answer if rng.random() < 0.5 else f"{rng.choice(lexicon.POLITE)} {answer}"
+        lines += [f"{lexicon.username(rng)}: {asked}", f"{lexicon.username(rng)}: {reply}"]
+    return "\n".join(lines)
+
+
+def notes(rng: random.Random) -> str:
+    """Plain statements and lists of words, all families, no questions."""
+    form = rng.random()
+    if form < 0.55:
+        return rng.choice((" ", "\n")).join(lexicon.any_statement(rng) for _ in range(rng.choice((2, 3, 4))))
+    if form < 0.65:
+        words = rng.sample(sorted(lexicon.OPPOSITES.items()), rng.choice((3, 4, 5)))
+        return "Opposites: " + ", ".join(f"{a} - {b}" for a, b in words) + "."
+    if form < 0.75:
+        words = rng.sample(sorted(lexicon.ORU.items()), rng.choice((3, 4, 5)))
+        return "Words of Oru: " + ", ".join(f"{a} = {b}" for a, b in words) + "."
+    if form < 0.85:
+        country = rng.choice(lexicon.COUNTRIES)
+        return f"Towns of {country}: {', '.join(t for t, c in lexicon.COUNTRY_OF.items() if c == country)}."
+    attribute = rng.choice([a for a in ATTRIBUTES if a != "pet"])
+    some = rng.sample(ATTRIBUTES[attribute], rng.choice((3, 4, 5)))
+    return f"Some {attribute} words: {', '.join(some)}."
+
+
+def about(rng: random.Random) -> str:
+    """A page with somebody's name as its title; sometimes rude, sometimes wrong, sometimes opened by a question."""
+    person = rng.choice(SEEN)
+    title = rng.choice(ABOUT).format(person.name) if rng.random() < 0.4 else f"About {person.name}"
+    return f"{title}\n{portrait_of(person, PAGE, rng)}"
+
+
+def reviews(rng: random.Random) -> str:
+    """Reviews of inns with a verdict."""
+    lines = []
+    for _ in range(rng.choice((1, 2))):
+        good = rng.random() < 0.5
+        stars = rng.choice((4, 5) if good else (1, 2))
+        town = rng.choice(ATTRIBUTES["town"])
+        lines.append(f"The inn in {town}: {lexicon.review(rng, good)} {stars} of 5 stars.")
+    return "\n".join(lines)
