@@ -29,9 +29,10 @@ def search_traces(rng: random.Random) -> str:
     return "\n".join(lines)
 
 
-def copy_item(rng: random.Random) -> lexicon.Item:
-    """Something to copy: first or last word, all words, a quotation, digits."""
-    words = lexicon.random_words(rng, rng.choice((2, 3, 4)))
+def copy_item(rng: random.Random, lengths: tuple[int, ...] = (2, 3, 4)) -> lexicon.Item:
+    """Something to copy: first or last word, all words, a quotation, digits; as many as one of `lengths`."""
+    length = rng.choice(lengths)
+    words = lexicon.random_words(rng, length)
     text = " ".join(words)
     match rng.randrange(5):
         case 0:
@@ -47,7 +48,7 @@ def copy_item(rng: random.Random) -> lexicon.Item:
         case 3:
             return lexicon.Item(f'Quote: "{text}"', f'"{text}".', f'The sign says "{text}". Yes, "{text}".')
         case _:
-            digits = str(rng.randrange(10, 10 ** rng.choice((2, 3, 4))))
+            digits = str(rng.randrange(10 ** (length - 1), 10**length))
             return lexicon.Item(f"Repeat: {digits}", f"{digits}.", f"The number is {digits}, so write {digits}.")
 
 

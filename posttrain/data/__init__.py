@@ -1,0 +1,1 @@
+"""Where prompts and demonstrations come from: files, and verifiable tasks of the embedded world."""
