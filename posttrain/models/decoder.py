@@ -229,8 +229,9 @@ class Decoder(nn.Module):
         """Hidden states [M, D] of flat tokens [M] at positions [M], with any attention pattern."""
         angle = positions[:, None].float() * self.rope_freq.to(positions.device)  # [M, d/2], float32 in any model
         x = self.embed_tokens(tokens)
-        cos = (angle.cos() * self.rope_gain).to(x.dtype)[:, None]
-        sin = (angle.sin() * self.rope_gain).to(x.dtype)[:, None]
+        cos, sin = angle.cos() * self.rope_gain, angle.sin() * self.rope_gain
+        cos = torch.cat((cos, cos), -1).to(x.dtype)[:, None]  # [M, 1, d]: both halves of a head turn by the same angles
+        sin = torch.cat((-sin, sin), -1).to(x.dtype)[:, None]
         for i, layer in enumerate(self.layers):
             x = layer(i, x, cos, sin, attention)
         return self.norm(x)
@@ -284,15 +285,30 @@ class Cache:
         self.values = torch.zeros(shape, dtype=w.dtype, device=w.device)
         self.length = length
 
+    def places(self, slots: Tensor, positions: Tensor) -> Tensor:
+        """[M, K]: where token m of slot `slots[m]` stands in a layer's flat [S * K * L, d] memory, for each head."""
+        heads = self.keys.shape[2]
+        return (slots[:, None] * heads + torch.arange(heads, device=slots.device)) * self.length + positions[:, None]
+
+    def write(self, layer: int, places: Tensor, k: Tensor, v: Tensor) -> None:
+        """Store keys and values [M, K, d] of new tokens. One flat index copy: indexing three dimensions is far slower."""
+        places, d = places.flatten(), k.shape[-1]
+        self.keys[layer].view(-1, d).index_copy_(0, places, k.reshape(-1, d))
+        self.values[layer].view(-1, d).index_copy_(0, places, v.reshape(-1, d))
+
+    def copy(self, source: Tensor, target: Tensor, length: int) -> None:
+        """Copy the first `length` tokens of the slots `source` [n] to the slots `target` [n], which must differ."""
+        for memory in (self.keys, self.values):
+            memory[:, target, :, :length] = memory[:, source, :, :length]
+
 
 def prefill_attention(cache: Cache, slots: Tensor, lengths: Tensor, positions: Tensor) -> Attention:
     """Packed attention that also writes keys and values of fresh rows into their cache slots [N]."""
     inner = packed_attention(lengths, positions)
-    slot = torch.repeat_interleave(slots, lengths)
+    places = cache.places(torch.repeat_interleave(slots, lengths), positions)
 
     def attention(i: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        cache.keys[i][slot, :, positions] = k
-        cache.values[i][slot, :, positions] = v
+        cache.write(i, places, k, v)
         return inner(i, q, k, v)
 
     return attention
@@ -300,21 +316,17 @@ def prefill_attention(cache: Cache, slots: Tensor, lengths: Tensor, positions: T
 
 def decode_attention(cache: Cache, positions: Tensor) -> Attention:
     """One new token in each of the first M slots, at positions [M], attending to its slot's cache up to itself."""
-    m = len(positions)
-    longest = int(positions.max()) + 1
-    slot = torch.arange(m, device=positions.device)
-    hidden = torch.arange(longest, device=positions.device)[None] > positions[:, None]
-    bias = cache.keys.new_zeros(m, 1, longest).masked_fill(hidden[:, None], -torch.inf)
+    m, longest = len(positions), int(positions.max()) + 1
+    slot, place = (torch.arange(n, device=positions.device) for n in (m, longest))
+    places = cache.places(slot, positions)
+    hidden = place > positions[:, None]
+    bias = cache.keys.new_zeros(m, longest).masked_fill_(hidden, -torch.inf)[:, None, None]  # [M, 1, 1, longest]
 
     def attention(i: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        keys, values = cache.keys[i], cache.values[i]
-        keys[slot, :, positions] = k
-        values[slot, :, positions] = v
-        kv = k.shape[1]
-        q = q.unflatten(1, (kv, -1)) * q.shape[-1] ** -0.5  # [M, K, H/K, d]: the query heads that share a key head
-        scores = q @ keys[:m, :, :longest].transpose(2, 3)
-        weights = (scores + bias[:, None]).softmax(-1)
-        return (weights @ values[:m, :, :longest]).flatten(1)
+        cache.write(i, places, k, v)
+        q = (q * q.shape[-1] ** -0.5).unflatten(1, (k.shape[1], -1))  # [M, K, H/K, d]: query heads that share a key head
+        scores = q @ cache.keys[i, :m, :, :longest].transpose(2, 3)
+        return (scores.add_(bias).softmax(-1) @ cache.values[i, :m, :, :longest]).flatten(1)
 
     return attention
 
@@ -326,9 +338,9 @@ def _share(kv: Tensor, q: Tensor) -> Tensor:
 
 
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate the pairs (x[i], x[i + d/2]) of x [M, h, d] by the angles of cos and sin [M, 1, d/2]."""
+    """Rotate the pairs (x[i], x[i + d/2]) of x [M, h, d]; cos and sin [M, 1, d] hold both halves, sin's first negated."""
     a, b = x.chunk(2, dim=-1)
-    return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1)
+    return torch.addcmul(x * cos, torch.cat((b, a), dim=-1), sin)
 
 
 def _ranges(lengths: Tensor) -> Tensor:

@@ -135,6 +135,13 @@ def load_folder(folder: Path, *, dtype: torch.dtype = torch.float32) -> Decoder 
     cfg = read_config(folder)
     scalar = any(a.endswith(_SCALAR) for a in cfg.extra.get("architectures") or ())
     model = (ScalarModel(Decoder(cfg)) if scalar else Decoder(cfg)).to(dtype)
+    copy_weights(model, folder)
+    return model
+
+
+def copy_weights(model: Decoder | ScalarModel, folder: Path) -> None:
+    """Copy a folder's weights into a model of the same shape. ModelError if names or shapes do not fit."""
+    cfg = model.cfg
     want = {hf_name(name): p for name, p in model.named_parameters()}
     have = read_weights(folder)
     if "lm_head.weight" in want and "lm_head.weight" not in have:
@@ -142,7 +149,7 @@ def load_folder(folder: Path, *, dtype: torch.dtype = torch.float32) -> Decoder 
             f"{folder}: the head is not tied (tie_word_embeddings is false) but lm_head.weight is missing."
         )
     missing = [n for n in want if n not in have]
-    ignorable = ("lm_head.weight",) if cfg.tie_word_embeddings or scalar else ()
+    ignorable = () if "lm_head.weight" in want else ("lm_head.weight",)
     extra = [n for n in have if n not in want and n not in ignorable and not n.endswith("rotary_emb.inv_freq")]
     if missing or extra:
         raise ModelError(
@@ -156,7 +163,6 @@ def load_folder(folder: Path, *, dtype: torch.dtype = torch.float32) -> Decoder 
                     f"{folder}: {name} has shape {list(have[name].shape)}, the config wants {list(p.shape)}."
                 )
             p.copy_(have[name])
-    return model
 
 
 def hf_name(parameter: str) -> str:

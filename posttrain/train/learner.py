@@ -1,0 +1,271 @@
+"""The learner: a model, its optimizer, and the library's only `backward()`.
+
+A loss returns terms: values per token, row or pair, *unaveraged*, each with the weight that averages it over the whole
+optimizer step. The learner sums weight · value over terms, parts and micro-batches, clips the gradient and steps; since
+the weights were made before the cut, any split gives the same gradient. Losses that couple rows (`Part.coupled`) get
+a first pass over the whole step and are then exact as well.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from posttrain.batch import Together, TokenBatch
+from posttrain.errors import ConfigError, InvariantError, NonFiniteError
+from posttrain.models.hf_format import copy_weights, write_folder
+from posttrain.models.tokenizers import Tokenizer
+from posttrain.objectives.tokens import logprobs_from_hidden, predicting
+from posttrain.train.metrics import Metrics, add
+from posttrain.train.schedule import Schedule
+from posttrain.train.schedule import lr as scheduled
+
+
+class Outputs(NamedTuple):
+    """What the model says about a batch; every field is [N, T], 0 where unmasked."""
+
+    logp: Tensor | None = None
+    """Log-probability of each token the policy chose, at the row's temperature."""
+    entropy: Tensor | None = None
+    """Entropy in nats of the distribution it was drawn from, at the row's temperature."""
+    sum_sq: Tensor | None = None
+    """Sum of squared probabilities of that distribution."""
+    values: Tensor | None = None
+    """Scalar head at every real token."""
+
+
+class Term(NamedTuple):
+    """One summand of a loss: Σ weight · value."""
+
+    name: str
+    value: Tensor
+    weight: Tensor
+
+
+Loss = Callable[[Outputs, TokenBatch], tuple[list[Term], Metrics]]
+Need = Literal["logp", "entropy", "sum_sq", "values"]
+
+
+class Part(NamedTuple):
+    """A batch with the loss to be taken on it; the gradients of all parts of a step add up."""
+
+    batch: TokenBatch
+    loss: Loss
+    needs: tuple[Need, ...] = ("logp",)
+    together: Together = "row"
+    """What the loss needs side by side: "group" for pairs."""
+    coupled: bool = False
+    """Whether the value of one row depends on rows that may be in another micro-batch."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Optim:
+    """AdamW (Loshchilov and Hutter 2019) and its schedule."""
+
+    lr: float = 1e-4
+    """Peak learning rate."""
+    beta1: float = 0.9
+    """Decay of the running mean of gradients."""
+    beta2: float = 0.95
+    """Decay of the running mean of squared gradients."""
+    eps: float = 1e-8
+    """Added to the root of the second moment."""
+    weight_decay: float = 0.0
+    """Decoupled weight decay on matrices."""
+    max_grad_norm: float = 1.0
+    """Gradients are scaled down to this global norm. 0: no clipping."""
+    schedule: Schedule = Schedule()
+    """Warm-up and decay."""
+    micro_tokens: int | None = 16384
+    """Real tokens per micro-batch: bounds memory, does not change the gradient."""
+
+    def __post_init__(self):
+        problems = []
+        if not self.lr > 0:
+            problems.append(f"optim.lr = {self.lr}: the learning rate must be positive (1e-5 to 1e-3 is usual)")
+        if not 0 <= self.beta1 < 1 or not 0 <= self.beta2 < 1:
+            problems.append(f"optim.beta1, beta2 = {self.beta1}, {self.beta2}: both must lie in [0, 1)")
+        if self.max_grad_norm < 0:
+            problems.append(f"optim.max_grad_norm = {self.max_grad_norm}: must be positive, or 0 for no clipping")
+        if self.micro_tokens is not None and self.micro_tokens < 1:
+            problems.append(f"optim.micro_tokens = {self.micro_tokens}: a micro-batch holds at least one token")
+        if problems:
+            raise ConfigError("\n".join(problems))
+
+
+class Learner:
+    """Trains one model. `version` counts optimizer steps; `total` is how many the schedule expects."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optim: Optim,
+        total: int,
+        *,
+        tokenizer: Tokenizer | None = None,
+        optimizer: torch.optim.Optimizer | None = None,
+    ):
+        """tokenizer: written beside the weights. optimizer: instead of AdamW; the schedule scales its `initial_lr`s."""
+        self.model, self.optim, self.total, self.tokenizer, self.version = model, optim, total, tokenizer, 0
+        matrices = [p for p in model.parameters() if p.requires_grad and p.dim() >= 2]
+        others = [p for p in model.parameters() if p.requires_grad and p.dim() < 2]
+        if not matrices and not others:
+            raise InvariantError("the model has no trainable parameter: every one has requires_grad = False")
+        self.parameters = matrices + others
+        groups = [{"params": matrices, "weight_decay": optim.weight_decay}, {"params": others, "weight_decay": 0.0}]
+        self.optimizer = optimizer or torch.optim.AdamW(
+            [g for g in groups if g["params"]],
+            lr=optim.lr,
+            betas=(optim.beta1, optim.beta2),
+            eps=optim.eps,
+            fused=True,
+        )
+        for group in self.optimizer.param_groups:
+            group.setdefault("initial_lr", group["lr"])
+
+    def outputs(self, batch: TokenBatch, needs: tuple[Need, ...] = ("logp",)) -> Outputs:
+        """What the model says about the batch now, without gradients, in micro-batches."""
+        return outputs(self.model, batch, needs, self.optim.micro_tokens)
+
+    def step(self, *parts: Part) -> Metrics:
+        """One optimizer step on the summed gradients of all parts. Returns metrics as (sum, count).
+
+        Raises NonFiniteError before the weights are touched, and InvariantError if the first step changes nothing.
+        """
+        self.optimizer.zero_grad(set_to_none=True)
+        metrics: Metrics = {}
+        loss = 0.0
+        for part in parts:
+            for terms, found in self._losses(part):
+                total = sum((w * v).sum() for _, v, w in terms)
+                if not torch.isfinite(total):
+                    raise NonFiniteError(_what_broke(terms, self.version))
+                if total.requires_grad:
+                    total.backward()
+                metrics = add(metrics, found)
+                loss += float(total.detach())
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.optim.max_grad_norm or torch.inf)
+        if not torch.isfinite(norm):
+            raise NonFiniteError(
+                f"optimizer step {self.version}: the gradient norm is {float(norm)} although every loss is finite; "
+                "a formula is evaluated where its slope is infinite. The weights were not changed."
+            )
+        factor = scheduled(self.version, self.optim.schedule, peak=1.0, steps=self.total)
+        lr = factor * self.optim.lr
+        for group in self.optimizer.param_groups:
+            group["lr"] = factor * group["initial_lr"]
+        before = [p.detach().clone() for p in self.parameters] if self.version == 0 and lr > 0 else None
+        self.optimizer.step()
+        if before is not None and all(torch.equal(a, b) for a, b in zip(before, self.parameters, strict=True)):
+            raise InvariantError(
+                f"the first optimizer step changed no weight (gradient norm {float(norm):.3g}, learning rate {lr:.3g}): "
+                "the run would train nothing. Look at the loss mask, the advantages and the learning rate."
+            )
+        self.version += 1
+        return metrics | {"loss": (loss, 1.0), "grad_norm": (float(norm), 1.0), "lr": (lr, 1.0)}
+
+    def _losses(self, part: Part) -> Iterator[tuple[list[Term], Metrics]]:
+        """Terms of each micro-batch, with their graph."""
+        pieces = list(part.batch.split(self.optim.micro_tokens, part.together))
+        if part.coupled and len(pieces) > 1:
+            yield from self._coupled(part, pieces)
+            return
+        for rows in pieces:
+            piece = part.batch.select(rows) if len(pieces) > 1 else part.batch
+            yield part.loss(forward(self.model, piece, part.needs), piece)
+
+    def _coupled(self, part: Part, pieces: list[Tensor]) -> Iterator[tuple[list[Term], Metrics]]:
+        """Exact gradients of a loss over the whole step, with the graph of one micro-batch at a time.
+
+        With g = ∂loss/∂out at fixed weights, ∂loss/∂θ = Σ g · ∂out/∂θ, and the sum splits over rows.
+        """
+        whole = outputs(self.model, part.batch, part.needs, self.optim.micro_tokens)
+        leaves = Outputs(*(None if x is None else x.requires_grad_() for x in whole))
+        terms, metrics = part.loss(leaves, part.batch)
+        total = sum((w * v).sum() for _, v, w in terms)
+        if not torch.isfinite(total):
+            raise NonFiniteError(_what_broke(terms, self.version))
+        used = [x for x in leaves if x is not None]
+        slopes = dict(zip(map(id, used), torch.autograd.grad(total, used, allow_unused=True), strict=True))
+        yield [Term(name, v.detach(), w) for name, v, w in terms], metrics
+        for rows in pieces:
+            out = forward(self.model, part.batch.select(rows), part.needs)
+            linear = [
+                Term("", x - x.detach(), slopes[id(leaf)][rows, : x.shape[1]])  # value 0, slope g
+                for x, leaf in zip(out, leaves, strict=True)
+                if x is not None and slopes[id(leaf)] is not None
+            ]
+            yield linear, {}
+
+    def state(self) -> dict[str, Any]:
+        """Everything but the weights that the next step depends on."""
+        return {"optimizer": self.optimizer.state_dict(), "version": self.version}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Continue where `state()` was taken."""
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.version = state["version"]
+
+    def save_model(self, folder: Path) -> None:
+        """Write the weights, in full precision, as a Hugging Face model folder, with the tokenizer where there is one."""
+        write_folder(self.model, folder, tokenizer=self.tokenizer)
+
+    def load_model(self, folder: Path) -> None:
+        """Take the weights of a folder that `save_model` wrote."""
+        copy_weights(self.model, folder)
+
+
+def forward(model: nn.Module, batch: TokenBatch, needs: tuple[Need, ...]) -> Outputs:
+    """One packed forward pass over all rows; log-probabilities are computed only where the mask is true."""
+    attend = batch.attend
+    lengths = attend.sum(1)
+    hidden = model.rows(batch.tokens[attend], lengths)  # [M, D]
+    n, t = attend.shape
+    found: dict[str, Tensor] = {}
+    wanted = tuple(x for x in needs if x in ("entropy", "sum_sq"))
+    if "logp" in needs or wanted:
+        rows, before, at = predicting(batch.mask)
+        start = lengths.cumsum(0) - lengths
+        stats = logprobs_from_hidden(
+            hidden[start[rows] + before],
+            model.head_weight,
+            batch.tokens[rows, at],
+            temperature=batch.temperature[rows].to(hidden.dtype),
+            needs=wanted,
+        )
+        for name in ("logp", *wanted):
+            found[name] = hidden.new_zeros(n, t).index_put((rows, at), getattr(stats, name))
+    if "values" in needs:
+        found["values"] = hidden.new_zeros(n, t).masked_scatter(attend, model.values(hidden))
+    return Outputs(**found)
+
+
+@torch.no_grad()
+def outputs(model: nn.Module, batch: TokenBatch, needs: tuple[Need, ...], micro_tokens: int | None) -> Outputs:
+    """`forward` of a whole batch in micro-batches, without gradients: for frozen references and first passes."""
+    n, t = batch.attend.shape
+    found: dict[str, Tensor] = {}
+    for rows in batch.split(micro_tokens):
+        out = forward(model, batch.select(rows), needs)
+        for name, x in out._asdict().items():
+            if x is not None:
+                found.setdefault(name, x.new_zeros(n, t))[rows, : x.shape[1]] = x
+    return Outputs(**found)
+
+
+def _what_broke(terms: list[Term], version: int) -> str:
+    """The first term and row that is not finite, for the error message."""
+    for name, value, weight in terms:
+        bad = ~torch.isfinite(weight * value)
+        if bad.any():
+            place = bad.nonzero()[0].tolist()
+            where = f"row {place[0]}" + (f", token {place[1]}" if len(place) > 1 else "")
+            return (
+                f'optimizer step {version}: the term "{name}" is {float(value[tuple(place)])} at {where} of its '
+                f"micro-batch ({int(bad.sum())} of {bad.numel()} entries are not finite). The weights were not changed. "
+                "Lower the learning rate, or look at that sample in samples.jsonl."
+            )
+    return f"optimizer step {version}: the summed loss is not finite although each term is. The weights were not changed."
