@@ -76,8 +76,11 @@ def read_config(folder: Path) -> ModelConfig:
         raise ModelError(f"{path} lacks the key {e}: the shape of the model is not known without it.") from None
 
 
-def config_json(cfg: ModelConfig, dtype: torch.dtype = torch.float32) -> dict:
-    """The config.json of a decoder stored in `dtype`, in the form that transformers reads (before and since version 5)."""
+def config_json(cfg: ModelConfig, dtype: torch.dtype = torch.float32, *, scalar: bool = False) -> dict:
+    """The config.json of a model stored in `dtype`, in the form that transformers reads (before and since version 5).
+
+    scalar: the folder holds a ScalarModel.
+    """
     out = dict(cfg.extra)
     for key in ("rope_parameters", "torch_dtype", "transformers_version", "quantization_config"):
         out.pop(key, None)
@@ -88,8 +91,10 @@ def config_json(cfg: ModelConfig, dtype: torch.dtype = torch.float32) -> dict:
         del out["attention_bias"]  # implied by the family
     if cfg.model_type != "llama":
         del out["mlp_bias"]
+    if scalar:
+        out |= {"id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}}  # how transformers spells "one number"
     return out | {
-        "architectures": [_ARCHITECTURE[cfg.model_type]],
+        "architectures": [_FAMILY[cfg.model_type] + (_SCALAR if scalar else "ForCausalLM")],
         "hidden_act": "silu",
         "dtype": str(dtype).removeprefix("torch."),
     }
@@ -213,7 +218,8 @@ def write_folder(
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {hf_name(n): p.detach().to(dtype or p.dtype) for n, p in model.named_parameters()}
     save_weights(tensors, folder, shard_bytes=shard_bytes)
-    config = config_json(model.cfg, scalar=isinstance(model, ScalarModel))
+    stored = dtype or next(model.parameters()).dtype
+    config = config_json(model.cfg, stored, scalar=isinstance(model, ScalarModel))
     if tokenizer is not None:
         tokenizer.save(folder)
         config.setdefault("pad_token_id", tokenizer.pad_id)

@@ -259,6 +259,7 @@ def outputs(model: nn.Module, batch: TokenBatch, needs: tuple[Need, ...], micro_
 def _what_broke(terms: list[Term], version: int) -> str:
     """The first term and row that is not finite, for the error message."""
     for name, value, weight in terms:
+        value = value.detach()
         bad = ~torch.isfinite(weight * value)
         if bad.any():
             place = bad.nonzero()[0].tolist()
