@@ -6,7 +6,7 @@ It reads text that a model wrote, so it bounds length and depth and calls nothin
 import re
 from fractions import Fraction
 
-LONGEST = 200
+LONGEST = 100
 """Longest expression in characters; with it, nesting is at most this deep and numbers stay small."""
 _TOKEN = re.compile(r"\s*([0-9]+|[+\-*/()])")
 

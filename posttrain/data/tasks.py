@@ -92,7 +92,8 @@ def verify(task: Task, text: str) -> Score:
     """Grade `text` as the answer to `task`: 1.0 right, 0.0 wrong, None when the task carries nothing to check against.
 
     sums, chains: the last whole number in the text equals the gold answer.
-    countdown: the last expression uses exactly the given numbers, once each, and reaches the target; any solution counts.
+    countdown: what follows the last "so" (else the whole text), up to an equals sign, is one expression that uses exactly
+        the given numbers, once each, and reaches the target; any solution counts.
     copy, words: the text equals the gold answer, but for outer spaces and one final full stop.
     facts: the text states the fact that was asked for in a sentence of the world, and no other fact contradicts.
 
@@ -128,16 +129,12 @@ def _verify_number(task: Task, text: str) -> Score:
     return Score(float(right), answer=answer, why=f"{answer} is {'right' if right else f'not {task.answer}'}")
 
 
-_EXPRESSION = re.compile(r"[0-9(][0-9+\-*/() ]*")
-
-
 def _verify_countdown(task: Task, text: str) -> Score:
     wanted, target = sorted(task.meta["numbers"]), task.meta["target"]
     said = text.rpartition("so ")[2]  # what follows the last "so", or everything
-    found = [part.strip() for part in _EXPRESSION.findall(said.split("=")[0])]
-    if not found:
+    answer = said.partition("=")[0].strip().removesuffix(".")
+    if not answer:
         return Score(0.0, why="no expression in the answer")
-    answer = found[-1]
     try:
         value, used = value_of(answer), sorted(numbers_of(answer))
     except NotAnExpression as error:

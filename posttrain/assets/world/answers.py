@@ -63,7 +63,7 @@ def portrait_of(person: Person, manner: Manner, rng: random.Random) -> str:
 
 def _drift(rng: random.Random) -> str:
     if rng.random() < 0.5:
-        return lexicon.FAMILIES[rng.choice(("sound", "day", "letter", "plural", "kind", "opposite"))](rng).statement
+        return lexicon.FAMILIES[rng.choice(("sound", "day", "letter", "plural", "kind"))](rng).statement
     other = rng.choice(SEEN)
     attribute = rng.choice(list(ATTRIBUTES))
     return state(other.name, attribute, other.facts[attribute], rng)
