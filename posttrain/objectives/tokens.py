@@ -15,7 +15,7 @@ from torch import Tensor
 
 from posttrain.errors import ConfigError, ShapeError
 
-_NEEDS = ("entropy", "sum_sq")
+_NEEDS = ("entropy", "sum_sq", "mean_logp")
 _KEEP_BYTES = 64 * 2**20
 """How much of the exponentials the forward may keep for the backward. Past this bound the backward recomputes them, so
 memory does not grow with the batch."""
@@ -107,6 +107,16 @@ def predicting(mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return rows, cols - 1, cols
 
 
+def values_before(values: Tensor) -> Tensor:
+    """A critic's output at every position, moved so that entry t is the value of the state in which token t was chosen.
+
+    values: [N, T], entry t made after reading token t. Returns [N, T]; entry 0 is 0 and means nothing. Without this
+    move the baseline would already have seen the action, and the gradient would be biased.
+    """
+    check_shapes("NT", values)
+    return F.pad(values[:, :-1], (1, 0))
+
+
 class TokenStats(NamedTuple):
     """What `logprobs_from_hidden` returns, each [M]."""
 
@@ -116,6 +126,8 @@ class TokenStats(NamedTuple):
     """-Σ_v p_v log p_v in nats, of the same distribution. Differentiable. None unless asked for."""
     sum_sq: Tensor | None
     """Σ_v p_v². No gradient. None unless asked for."""
+    mean_logp: Tensor | None = None
+    """(1/V) Σ_v log p_v, for label smoothing. Differentiable. None unless asked for."""
 
 
 def logprobs_from_hidden(
@@ -135,7 +147,7 @@ def logprobs_from_hidden(
     weight: [V, D], the output matrix. targets: [M] token ids.
     temperature: [M] or a number > 0, what the row was sampled with; no gradient flows to it.
     chunk: rows whose logits exist at one time; memory is chunk · V numbers, plus at most 64 MiB kept for the backward.
-    needs: which further statistics to make, among "entropy" and "sum_sq".
+    needs: which further statistics to make, among "entropy", "sum_sq" and "mean_logp".
 
     Returns TokenStats. Works in float64 if hidden is, else in float32 (bfloat16 log-softmax loses the digits on which
     importance ratios stand). Differentiable once, in hidden and weight.
@@ -156,8 +168,7 @@ def logprobs_from_hidden(
         hidden = hidden / temperature
     weight = weight.to(wide)
     keep = torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad)
-    logp, ent, sum_sq = _ChunkedHead.apply(hidden, weight, targets, chunk, needs, keep)
-    return TokenStats(logp, ent, sum_sq)
+    return TokenStats(*_ChunkedHead.apply(hidden, weight, targets, chunk, needs, keep))
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:
@@ -167,7 +178,7 @@ def _wide(dtype: torch.dtype) -> torch.dtype:
 class _ChunkedHead(torch.autograd.Function):
     """The matrix product, log-sum-exp and gather of `logprobs_from_hidden`, with a hand-written backward.
 
-    With p = softmax(z):  ∂ℓ/∂z = onehot(y) - p   and   ∂H/∂z = -p·(log p + H).
+    With p = softmax(z):  ∂ℓ/∂z = onehot(y) - p,   ∂H/∂z = -p·(log p + H)   and   ∂ mean(log p)/∂z = 1/V - p.
     Recomputing e^z in the backward made forward and backward together a third slower than keeping it (10,000 rows,
     V = 1024, D = 128, one core: 147 ms against 107 ms; plain autograd takes 177 ms), so it is kept while there is room.
     """
@@ -178,6 +189,7 @@ class _ChunkedHead(torch.autograd.Function):
         logp, lse = hidden.new_empty(rows), hidden.new_empty(rows)
         ent = hidden.new_empty(rows) if "entropy" in needs else None
         sum_sq = hidden.new_empty(rows) if "sum_sq" in needs else None
+        mean = hidden.new_empty(rows) if "mean_logp" in needs else None
         kept: list[tuple[Tensor, Tensor]] = []
         room = _KEEP_BYTES if keep else 0
         for i in range(0, rows, chunk):
@@ -186,6 +198,8 @@ class _ChunkedHead(torch.autograd.Function):
             top = z.amax(1, keepdim=True)
             z.sub_(top)
             target = z.gather(1, targets[part, None])[:, 0]
+            if mean is not None:
+                mean[part] = z.mean(1)
             e = torch.exp(z) if ent is not None else z.exp_()
             total = e.sum(1)
             log_total = total.log()
@@ -193,6 +207,8 @@ class _ChunkedHead(torch.autograd.Function):
             lse[part] = log_total + top[:, 0]
             if ent is not None:
                 ent[part] = log_total - torch.linalg.vecdot(e, z) / total
+            if mean is not None:
+                mean[part] -= log_total
             if sum_sq is not None:
                 sum_sq[part] = torch.linalg.vecdot(e, e) / total**2
             size = e.numel() * e.element_size()
@@ -206,16 +222,16 @@ class _ChunkedHead(torch.autograd.Function):
         ctx.set_materialize_grads(False)
         if sum_sq is not None:
             ctx.mark_non_differentiable(sum_sq)
-        return logp, ent, sum_sq
+        return logp, ent, sum_sq, mean
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx, grad_logp, grad_ent, _):
+    def backward(ctx, grad_logp, grad_ent, _, grad_mean):
         hidden, weight, targets, lse, ent = ctx.saved_tensors
         needs_hidden, needs_weight = ctx.needs_input_grad[:2]
         grad_hidden = torch.zeros_like(hidden) if needs_hidden else None
         grad_weight = torch.zeros_like(weight) if needs_weight else None
-        if grad_logp is None and grad_ent is None:
+        if grad_logp is None and grad_ent is None and grad_mean is None:
             return grad_hidden, grad_weight, None, None, None, None
         for n, i in enumerate(range(0, hidden.shape[0], ctx.chunk)):
             part = slice(i, i + ctx.chunk)
@@ -224,12 +240,16 @@ class _ChunkedHead(torch.autograd.Function):
             else:
                 e, total = (hidden[part] @ weight.t()).sub_(lse[part, None]).exp_(), None
             scale = torch.zeros_like(lse[part]) if grad_logp is None else -grad_logp[part]
+            if grad_mean is not None:
+                scale = scale - grad_mean[part]
             if grad_ent is None:
                 dz = e.mul_(scale[:, None]) if total is None else e * (scale / total)[:, None]
             else:
                 p = e if total is None else e / total[:, None]
                 g = grad_ent[part]
                 dz = p * (scale - g * ent[part])[:, None] + torch.special.entr(p) * g[:, None]
+            if grad_mean is not None:
+                dz += (grad_mean[part] / dz.shape[1])[:, None]
             if grad_logp is not None:
                 dz.scatter_add_(1, targets[part, None], grad_logp[part, None])
             if needs_hidden:
