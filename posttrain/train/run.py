@@ -1,0 +1,341 @@
+"""A run is a folder: its configuration, every number it logged, samples to read, checkpoints, and its result.
+
+A folder with `result.json` is complete. One without resumes: a run killed at any moment and called again equals an
+unbroken one in weights, optimizer state, metrics.jsonl and samples.jsonl, bit for bit, on the same machine, torch build
+and number of threads. A run that failed leaves `failed.json` with the reason and resumes as well. Wall-clock times are
+in timing.jsonl and log.txt only, which are no part of that promise.
+
+    with Run.open(folder, cfg) as run:                   # creates, resumes, or returns the finished run
+        state = run.load({"policy": policy}, {"cursor": 0})
+        for step in run.steps(cfg.steps):                # 0, 1, ...; from the checkpoint's step when resumed
+            ...
+            run.log(step, metrics)
+            run.keep_samples(step, groups)
+            run.save(step, {"policy": policy}, state)    # every step; it writes when a checkpoint is due
+        return run.finish()
+"""
+
+import contextlib
+import json
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from posttrain import config, rng
+from posttrain.errors import ConfigError, Interrupted, InvariantError, NonFiniteError, RunError, UsageError
+from posttrain.train import checkpoint, provenance
+from posttrain.train.folder import Result, compare, lock_folder, read_result, refuse_foreign, size
+from posttrain.train.invariants import Check
+from posttrain.train.metrics import lookup, mean
+from posttrain.train.progress import Bar, headline
+from posttrain.train.samples import pick
+
+MAY_CHANGE = {"may_change": True}
+_FILES = ("metrics.jsonl", "samples.jsonl", "timing.jsonl", "invariants.jsonl")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """What every run has in common. The field of this type is called `run` in each method's config."""
+
+    seed: int = 0
+    """All randomness of the run is a pure function of this number and a position."""
+    threads: int = field(default=2, metadata=MAY_CHANGE)
+    """CPU threads of torch. Runs repeat bit for bit only with the same number."""
+    save_every: int = field(default=50, metadata=MAY_CHANGE)
+    """Steps between checkpoints; the last step is always saved."""
+    keep: int = field(default=2, metadata=MAY_CHANGE)
+    """How many of the latest checkpoints stay on disk."""
+    best: str | None = field(default=None, metadata=MAY_CHANGE)
+    """A metric, such as eval_reward; the checkpoint with its best value stays too, and becomes the run's model."""
+    samples: int = field(default=4, metadata=MAY_CHANGE)
+    """Whole trajectories written to samples.jsonl per step."""
+
+    def __post_init__(self):
+        for name in ("threads", "save_every", "keep"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} = {getattr(self, name)} must be at least 1")
+        if self.samples < 0:
+            raise ConfigError(f"samples = {self.samples} cannot be negative; 0 writes none")
+        if self.best is not None:
+            try:
+                lookup(self.best)
+            except KeyError as error:
+                raise ConfigError(f"best: {error.args[0]}") from None
+
+
+class Run:
+    """A run folder that is being written. Made by `Run.open`; use it in a `with` statement."""
+
+    def __init__(self, folder: Path, cfg: Any, lock: int):
+        self.folder = folder
+        self.cfg = cfg
+        self.settings: RunConfig = getattr(cfg, "run", None) or RunConfig()
+        self.done = 0
+        """How many steps are complete."""
+        self.result = read_result(folder)
+        """The result if the run was already finished with this very configuration; training is skipped then."""
+        self._lock = lock
+        self._checkpoints = folder / "checkpoints"
+        self._handles: dict[str, Any] = {}
+        self._bar: Bar | None = None
+        self._total = 0
+        self._last: tuple[int, dict[str, float]] = (-1, {})
+        self._latest: Path | None = None
+        self._loaded = False
+        self._stop: str | None = None
+        self._step_began = time.monotonic()
+        self._cleanup = contextlib.ExitStack()
+
+    @classmethod
+    def open(cls, folder: Path | str, cfg: Any, command: str = "", *, parent: Path | str | None = None) -> "Run":
+        """Create a run folder, resume the one that is there, or return it as finished (`run.result` is set).
+
+        cfg: the method's config; its field `run: RunConfig` holds seed, threads and checkpoint settings.
+        command: how to repeat the run, for meta.json. parent: the run whose model this one starts from, if any.
+
+        Raises UsageError if the folder is no run, RunError if another process has it open, and ConfigError with the
+        list of differences if it was made with another config. Fields marked may_change may differ; that is logged.
+        """
+        folder = Path(folder)
+        is_run = (folder / "config.toml").exists()
+        if not is_run and folder.exists():
+            refuse_foreign(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = lock_folder(folder)
+        try:
+            changes = compare(folder, cfg) if is_run else []
+            if changes and (folder / "result.json").exists():
+                (folder / "result.json").unlink()  # the request changed, so the run is not complete any more
+            run = cls(folder, cfg, lock)
+            provenance.write(folder, cfg, command, parent)
+            if changes or not is_run:
+                checkpoint.write_text(folder / "config.toml", config.to_toml(cfg))
+            run._find_place()
+            (folder / "failed.json").unlink(missing_ok=True)
+        except BaseException:
+            os.close(lock)
+            raise
+        for line in changes:
+            run.note(f"changed since the run began: {line}")
+        provenance.prepare_torch(run.settings.threads, run.seed(0, "setup"))
+        return run
+
+    def __enter__(self) -> "Run":
+        return self
+
+    def __exit__(self, kind, error, trace) -> None:
+        if error is not None and not isinstance(error, (UsageError, Interrupted, KeyboardInterrupt)):
+            reason = {"step": self.done, "error": kind.__name__, "message": str(error)}
+            with contextlib.suppress(Exception):  # the original error matters more than a disk that is full as well
+                checkpoint.write_text(self.folder / "failed.json", json.dumps(reason, indent=1))
+                self.note(f"stopped at step {self.done}: {kind.__name__}: {error}")
+        self.close()
+
+    def close(self) -> None:
+        """Close files, restore signal handlers and the terminal, and release the folder."""
+        self._cleanup.close()
+        for handle in self._handles.values():
+            with contextlib.suppress(OSError):
+                handle.close()
+        self._handles.clear()
+        if self._lock >= 0:
+            os.close(self._lock)
+            self._lock = -1
+
+    @property
+    def finished(self) -> bool:
+        """True if the folder already holds the result of this very configuration."""
+        return self.result is not None
+
+    def seed(self, step: int, *stream: int | str) -> int:
+        """The seed of a step, or of one named stream within it: a pure function of the run's seed."""
+        return rng.fold(self.settings.seed, "step", step, *stream)
+
+    def load(self, parts: Mapping[str, checkpoint.Part], default: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """Bring `parts` to where the run stopped and return the loop's state; `default` in a fresh run.
+
+        Call it once, before `steps`, with the same parts that `save` gets.
+        """
+        self._loaded = True
+        if self._latest is None:
+            return dict(default or {})
+        state = checkpoint.read(self._latest, parts)
+        self.note(f"resumed from {self._latest.name}")
+        return state
+
+    def steps(self, n: int) -> Iterator[int]:
+        """The step indices still to do, up to n - 1, with a progress line.
+
+        The first Ctrl-C, or SIGTERM, stops between two steps, right after a checkpoint: Interrupted is raised. The
+        second Ctrl-C stops at once. torch's global generator is set from (seed, step), so it needs no saving.
+        """
+        assert self._loaded or self._latest is None, "call run.load(parts) before run.steps: this run is resumed"
+        self._total = n
+        self._catch_signals()
+        self._bar = Bar(self.folder.name, n, self.done)
+        self._cleanup.callback(self._close_bar)
+        for step in range(self.done, n):
+            provenance.seed_torch(self.seed(step, "torch"))
+            self._step_began = time.monotonic()
+            yield step
+            self.done = step + 1
+            saved = self._latest is not None and checkpoint.steps_of(self._latest) == self.done
+            if self._stop and (saved or step + 1 == n):
+                raise Interrupted(
+                    f"{self._stop} after step {step}. {self.folder} continues from "
+                    f"{self._latest.name if self._latest else 'the start'} with the same command."
+                )
+        self._cleanup.close()
+
+    def log(self, step: int, metrics: Mapping[str, Any]) -> dict[str, float]:
+        """Append one line to metrics.jsonl, and return it as floats. Call it once per step, before `save`.
+
+        metrics: (sum, count) pairs or plain numbers. Names must be in the glossary (train/metrics.py).
+        Raises KeyError for an unknown name and NonFiniteError for a value that is NaN or infinite.
+        """
+        assert step > self._last[0], f"step {step} was logged before; merge its metrics into one call"
+        values = mean(metrics)
+        for name, value in values.items():
+            lookup(name)
+            if value != value or value in (float("inf"), float("-inf")):
+                raise NonFiniteError(
+                    f"{name} = {value} in step {step}: the run stops here, since every later step would "
+                    f"build on it. Look at step {step} in samples.jsonl; a lower learning rate or "
+                    "tighter gradient clipping is the usual remedy."
+                )
+        self._append("metrics.jsonl", {"step": step, **values})
+        seconds = time.monotonic() - self._step_began
+        self._append("timing.jsonl", {"step": step, "seconds": round(seconds, 4), "time": provenance.now()})
+        self._last = (step, values)
+        if self._bar:
+            self._bar.show(step, values)
+        return values
+
+    def keep_samples(
+        self, step: int, items: Iterable[Any], advantages: Sequence[Sequence[float]] | None = None
+    ) -> None:
+        """Write a few of a step's trajectories to samples.jsonl, chosen by (seed, step). Call it before `save`.
+
+        items: Groups, Trajectories, or plain dicts. advantages: one list per trajectory (per token of its first
+        segment), in the order of the flattened items.
+        """
+        for record in pick(items, advantages, self.settings.samples, self.seed(step, "samples")):
+            self._append("samples.jsonl", {"step": step, **record})
+
+    def check(self, step: int, *checks: Check) -> None:
+        """Record invariants in invariants.jsonl; a failed one is said aloud, a failed fatal one stops the run.
+
+        Raises InvariantError with the advice of all fatal checks that failed.
+        """
+        for check in checks:
+            self._append("invariants.jsonl", {"step": step, **check.record()})
+            if not check.ok:
+                self.note(f"check failed in step {step}: {check.name}: {check.value}. {check.advice}")
+        fatal = [check for check in checks if check.fatal and not check.ok]
+        if fatal:
+            raise InvariantError(" ".join(f"{c.name}: {c.value} in step {step}. {c.advice}" for c in fatal))
+
+    def note(self, text: str) -> None:
+        """A line for people: into log.txt with the time, and onto the screen."""
+        self._append("log.txt", f"{provenance.now()} {text}")
+        bar = self._bar or Bar("", 0, 0)
+        bar.say(text)
+        if bar is not self._bar:
+            bar.close()
+
+    def save(
+        self, step: int, parts: Mapping[str, checkpoint.Part], state: Mapping[str, Any] | None = None
+    ) -> Path | None:
+        """Write a checkpoint if one is due after `step`: every `save_every` steps, at the last, or when interrupted.
+
+        Call it at the end of every step. parts: what to keep, by name ("policy" becomes the model folder itself).
+        state: the loop's own plain dict. Returns the folder written, or None. Raises RunError on a full disk.
+        """
+        done = step + 1
+        if done % self.settings.save_every and done != self._total and not self._stop:
+            return None
+        for handle in self._handles.values():
+            os.fsync(handle.fileno())
+        sizes = {name: size(self.folder / name) for name in _FILES}
+        metrics = self._last[1] if self._last[0] == step else {}
+        record = {"steps": done, "sizes": sizes, "metrics": metrics, "seed": self.settings.seed}
+        self._latest = checkpoint.write(self._checkpoints, done, parts, state or {}, record)
+        checkpoint.prune(self._checkpoints, self.settings.keep, self.settings.best)
+        return self._latest
+
+    def finish(self, metrics: Mapping[str, Any] | None = None) -> Result:
+        """Write result.json, last of all, and return it. metrics: a final evaluation, (sum, count) or numbers."""
+        final = self._last[1] | mean(metrics or {})
+        for name in final:
+            lookup(name)
+        best = checkpoint.best(self._checkpoints, self.settings.best) if self.settings.best else None
+        self.result = Result(self.folder, self.done, final, self._latest, best)
+        text = {
+            "status": "finished",
+            "steps": self.done,
+            "metrics": final,
+            "checkpoint": self._latest and str(self._latest.relative_to(self.folder)),
+            "best": best and str(best.relative_to(self.folder)),
+            "finished": provenance.now(),
+        }
+        (self.folder / "failed.json").unlink(missing_ok=True)
+        self.note(f"finished after {self.done} steps  {headline(final)}")
+        checkpoint.write_text(self.folder / "result.json", json.dumps(text, indent=1))
+        return self.result
+
+    # -- inside -------------------------------------------------------------------------------------------------------
+
+    def _find_place(self) -> None:
+        """Find the last checkpoint, and cut the files back to what they held when it was written."""
+        checkpoint.sweep(self._checkpoints)
+        whole = checkpoint.found(self._checkpoints)
+        self._latest = whole[-1] if whole else None
+        record = checkpoint.read_record(self._latest) if self._latest else {"steps": 0, "sizes": {}, "metrics": {}}
+        self.done = record["steps"]
+        self._last = (self.done - 1, record["metrics"])
+        for name in _FILES:
+            path, wanted = self.folder / name, record["sizes"].get(name, 0)
+            if size(path) < wanted:
+                raise RunError(
+                    f"{path} has {size(path)} bytes but had {wanted} when {self._latest} was written: it was "
+                    "edited. Restore it, or start into a new folder (--out)."
+                )
+            if path.exists():
+                os.truncate(path, wanted)
+
+    def _append(self, name: str, record: Mapping[str, Any] | str) -> None:
+        line = record if isinstance(record, str) else json.dumps(record, ensure_ascii=False, allow_nan=False)
+        try:
+            if name not in self._handles:
+                self._handles[name] = open(self.folder / name, "a", encoding="utf-8")  # noqa: SIM115 - closed by close()
+            self._handles[name].write(line + "\n")
+            self._handles[name].flush()
+        except OSError as error:
+            raise checkpoint.full_disk(error, f"writing {self.folder / name}", self.folder) or error from error
+
+    def _catch_signals(self) -> None:
+        if threading.current_thread() is not threading.main_thread():
+            return
+
+        def handle(number, frame):
+            name = "interrupted (Ctrl-C)" if number == signal.SIGINT else "stopped by SIGTERM"
+            if self._stop:
+                raise Interrupted(
+                    f"{name} at once, in the middle of step {self.done}. {self.folder} continues from its "
+                    "last checkpoint with the same command."
+                )
+            self._stop = name
+
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._cleanup.callback(signal.signal, number, signal.signal(number, handle))
+
+    def _close_bar(self) -> None:
+        if self._bar:
+            self._bar.close()
+        self._bar = None
