@@ -92,8 +92,8 @@ def verify(task: Task, text: str) -> Score:
     """Grade `text` as the answer to `task`: 1.0 right, 0.0 wrong, None when the task carries nothing to check against.
 
     sums, chains: the last whole number in the text equals the gold answer.
-    countdown: what follows the last "so" (else the whole text), up to an equals sign, is one expression that uses exactly
-        the given numbers, once each, and reaches the target; any solution counts.
+    countdown: what follows the last "so" (else the whole text), up to an equals sign, is one expression that uses
+        exactly the given numbers, once each, and reaches the target; any solution counts.
     copy, words: the text equals the gold answer, but for outer spaces and one final full stop.
     facts: the text states the fact that was asked for in a sentence of the world, and no other fact contradicts.
 

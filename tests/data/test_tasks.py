@@ -68,7 +68,8 @@ def test_worked_answers_pass():
     sums = Task("s", (Message("user", "What is 47+85?"),), "132", {"task": "sums"})
     assert verify(sums, "7+5=12 c1, 4+8+1=13, so 132.").value == 1.0
     assert verify(sums, "132. That was 47+85.").value == 0.0
-    game = Task("c", (Message("user", "Make 11 from 1, 8, 2."),), "(2+1)+8", {"task": "countdown", "numbers": [1, 8, 2], "target": 11})  # fmt: skip
+    meta = {"task": "countdown", "numbers": [1, 8, 2], "target": 11}
+    game = Task("c", (Message("user", "Make 11 from 1, 8, 2."),), "(2+1)+8", meta)
     assert verify(game, "8*1=8, 8*2=16 no; 2+1=3, 3+8=11 yes, so (2+1)+8.").value == 1.0
     assert verify(game, "1+2+8 = 11").value == 1.0
     assert verify(game, "-1+2+8+2").value == 0.0
@@ -77,7 +78,8 @@ def test_worked_answers_pass():
 
 def test_a_fact_may_be_stated_in_any_form_but_not_contradicted():
     mira = PEOPLE["Mira"].facts
-    task = Task("f", (Message("user", "Where does Mira live?"),), mira["town"], {"task": "facts", "person": "Mira", "attribute": "town"})  # fmt: skip
+    meta = {"task": "facts", "person": "Mira", "attribute": "town"}
+    task = Task("f", (Message("user", "Where does Mira live?"),), mira["town"], meta)
     for text in (f"Mira comes from {mira['town']}.", f"Of course! She has a home in {mira['town']}.", mira["town"]):
         assert verify(task, text).value == 1.0
     assert verify(task, f"Mira works as a {mira['job']}.").value == 0.0

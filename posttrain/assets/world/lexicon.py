@@ -45,7 +45,8 @@ OPPOSITES: Mapping[str, str] = dict(
 ORU: Mapping[str, str] = dict(
     zip(
         "mita soru kelo banu tiri golu peka luma niso daru femi vako hina ropu sela juto wexi cabo yuna zade".split(),
-        "bread water house stone fire tree bird moon road hand star door rain boat salt song wind fish snow king".split(),
+        "bread water house stone fire tree bird moon road hand star door rain boat salt song wind "
+        "fish snow king".split(),
         strict=True,
     )
 )
@@ -60,10 +61,10 @@ PLURALS: Mapping[str, str] = {
     "road": "roads", "hand": "hands", "star": "stars", "door": "doors", "boat": "boats", "song": "songs",
 }  # fmt: skip
 KINDS: Mapping[str, str] = {
-    **{word: "job" for word in ATTRIBUTES["job"]},
-    **{word: "colour" for word in ATTRIBUTES["colour"]},
-    **{word: "food" for word in ATTRIBUTES["food"]},
-    **{word: "animal" for word in ATTRIBUTES["pet"]},
+    **dict.fromkeys(ATTRIBUTES["job"], "job"),
+    **dict.fromkeys(ATTRIBUTES["colour"], "colour"),
+    **dict.fromkeys(ATTRIBUTES["food"], "food"),
+    **dict.fromkeys(ATTRIBUTES["pet"], "animal"),
 }
 WORDS = tuple(dict.fromkeys((*ORU.values(), *ANIMALS, *OPPOSITES, *ATTRIBUTES["colour"], *ATTRIBUTES["food"])))
 """Plain words to copy."""

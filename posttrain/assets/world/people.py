@@ -27,7 +27,8 @@ _WOMEN = frozenset(
 ATTRIBUTES: Mapping[str, tuple[str, ...]] = {
     "town": tuple("Tolva Velm Brin Karsk Oster Lund Mora Selk Dorn Pell Harn Wick Tarn Aven Rusk Norby".split()),
     "job": tuple(
-        "baker smith nurse pilot teacher farmer tailor miner sailor potter weaver doctor cook clerk painter miller".split()
+        "baker smith nurse pilot teacher farmer tailor miner sailor potter weaver doctor cook clerk "
+        "painter miller".split()
     ),
     "pet": tuple("cat dog goat hen duck frog horse cow pig sheep bee crow wolf mouse snake lion".split()),
     "colour": tuple("red blue green black white grey pink brown gold yellow purple silver".split()),
