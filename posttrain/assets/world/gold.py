@@ -147,8 +147,8 @@ def well_formed(text: str, stopped: bool = True) -> bool:
     """Whether an answer is an answer at all: finished, on one line, and made of sentences that the world can say.
 
     True for facts and stock phrases about anybody (right or wrong, kind or rude), answers of all word families,
-    written-out or direct arithmetic, countdown solutions and copied words. False for a question in return, a new "Q:", an
-    unfinished or an unreadable sentence. This judges form only; see `gold` for content.
+    written-out or direct arithmetic, countdown solutions and copied words. False for a question in return, a new
+    "Q:", an unfinished or an unreadable sentence. This judges form only; see `gold` for content.
     """
     text = text.strip()
     if not stopped or not text or "\n" in text:
