@@ -8,8 +8,9 @@ from typing import Any
 
 __version__ = "0.1.0"
 
-_MODULES = ("algorithms", "batch", "chat", "config", "data", "envs", "errors", "evals", "models", "objectives", "recipes",
-            "records", "rewards", "rng", "sample", "train")  # fmt: skip
+# fmt: off
+_MODULES = ("algorithms", "batch", "chat", "config", "data", "envs", "errors", "evals", "models", "objectives",
+            "recipes", "records", "rewards", "rng", "sample", "train")
 
 _NAMES = {
     "Message": "records", "Task": "records", "Example": "records", "Text": "records", "Pair": "records",
@@ -19,7 +20,8 @@ _NAMES = {
     "TokenBatch": "batch", "collate": "batch",
     "Run": "train.run", "RunConfig": "train.run", "Learner": "train.learner", "Optim": "train.learner",
     "Schedule": "train.schedule",
-}  # fmt: skip
+}
+# fmt: on
 """Public name -> module that defines it. Modules themselves (`posttrain.objectives`) are reached the same way."""
 
 __all__ = ["__version__", *_MODULES, *_NAMES]

@@ -111,7 +111,7 @@ def found(root: Path) -> list[Path]:
 
 
 def best(root: Path, metric: str) -> Path | None:
-    """The checkpoint whose own step had the best value of a metric, by the glossary's direction; ties go to the earlier."""
+    """The checkpoint whose own step had the best value of a metric, as the glossary counts; ties: the earlier."""
     scored = [(read_record(path)["metrics"].get(metric), path) for path in found(root)]
     scored = [(value, path) for value, path in scored if value is not None]
     if not scored:
@@ -162,9 +162,9 @@ def full_disk(error: Exception, doing: str, folder: Path) -> RunError | None:
         return None
     free = shutil.disk_usage(folder).free / 2**20
     return RunError(
-        f"the disk is full: {doing} failed with {free:.0f} MiB free in {folder.resolve()}. What was checkpointed "
-        "before is intact. Free some space (older checkpoints are in runs/*/checkpoints, run.keep = 1 keeps one) and run the "
-        "same command again: it continues from the last checkpoint."
+        f"the disk is full: {doing} failed with {free:.0f} MiB free in {folder.resolve()}. What was "
+        "checkpointed before is intact. Free some space (older checkpoints are in runs/*/checkpoints, run.keep = 1 "
+        "keeps one) and run the same command again: it continues from the last checkpoint."
     )
 
 

@@ -76,7 +76,7 @@ def last_state(folder):
     return torch.load(max((folder / "checkpoints").iterdir()) / "optimizer.pt")
 
 
-# -- one unbroken run ---------------------------------------------------------------------------------------------------
+# -- one unbroken run --------------------------------------------------------------------------------------------------
 
 
 def test_a_run_folder_holds_what_is_promised(tmp_path):
@@ -115,7 +115,7 @@ def test_the_seed_matters(tmp_path):
     assert contents(tmp_path / "a") != contents(tmp_path / "b")
 
 
-# -- resuming -------------------------------------------------------------------------------------------------------------
+# -- resuming ----------------------------------------------------------------------------------------------------------
 
 KILLED = """
 import os, signal, sys
@@ -184,7 +184,7 @@ def test_steps_without_load_is_our_own_mistake(tmp_path):
         next(run.steps(12))
 
 
-# -- other configs --------------------------------------------------------------------------------------------------------
+# -- other configs -----------------------------------------------------------------------------------------------------
 
 
 def test_another_config_is_refused_with_the_difference(tmp_path):
@@ -227,7 +227,7 @@ def test_user_code_is_copied_and_must_not_change(tmp_path):
         Run.open(tmp_path / "r", cfg)
 
 
-# -- stopping -------------------------------------------------------------------------------------------------------------
+# -- stopping ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -260,7 +260,7 @@ def test_a_full_disk_while_logging(tmp_path):
             run.log(0, {"loss": 1.0})
 
 
-# -- logging --------------------------------------------------------------------------------------------------------------
+# -- logging -----------------------------------------------------------------------------------------------------------
 
 
 def test_an_unknown_metric_is_refused_with_the_nearest(tmp_path):
