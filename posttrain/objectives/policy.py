@@ -122,8 +122,8 @@ class Objective:
             )
         if self.ratio != "token" and self.kl.corrected:
             raise ConfigError(
-                f'objective.kl.corrected with objective.ratio = "{self.ratio}": the correction is each token\'s own ratio. '
-                'Set ratio to "token", or corrected to false.'
+                f'objective.kl.corrected with objective.ratio = "{self.ratio}": the correction is each token\'s own '
+                'ratio. Set ratio to "token", or corrected to false.'
             )
 
     @property
@@ -147,13 +147,13 @@ class Objective:
         whole = self.ratio in ("sequence", "sequence_sum")
         if self.ratio in ("sequence", "sequence_token") and self.clip.kind == "min" and self.clip.high > 0.05:
             found.append(
-                f"clip.high = {self.clip.high} with a length-normalised sequence ratio hardly ever clips; GSPO has 4e-4."
+                f"clip.high = {self.clip.high} with a length-normalised sequence ratio hardly clips; GSPO has 4e-4."
             )
         if whole and self.average.kind in ("token", "sum", "constant"):
             found.append(f'ratio = "{self.ratio}" with average = "{self.average.kind}" weighs answers by their length.')
         if self.clip.kind == "weight" and (self.clip.low or 1) < 1:
             found.append(f"clip.low = {self.clip.low} gives CISPO a lower edge, which its paper does not have.")
-        if self.ratio == "none" and self.mismatch.kind == "off":
+        if self.ratio == "none":
             found.append("without a ratio, samples must be fresh: make one optimizer step per batch of samples.")
         if self.kl.where == "reward" and self.kl.estimator in ("k2", "abs"):
             found.append(f'estimator = "{self.kl.estimator}" in the reward is biased; "k1" is not.')

@@ -83,7 +83,7 @@ def gae(
     gamma: discount. lam: λ, a number or one per row [N] (VAPO lets it grow with the answer's length).
     last_value: [N], V after the last token, for answers that were cut off; None: 0, the episode has ended.
 
-    Returns (advantages, value targets), both [N, T], 0 outside the mask, without gradient. Whiten after this, not before.
+    Returns (advantages, value targets), both [N, T], 0 outside the mask, without gradient. Whiten after this.
 
     λ = 0 gives δ_t; λ = 1 gives Σ_{k≥t} γ^{k-t} r_k - V_t, so that targets are plain returns.
     """

@@ -70,8 +70,8 @@ def mean_ratio(reward: Tensor, group: Tensor, *, eps: float = 1e-6) -> Tensor:
     """
     if bool((reward < 0).any()):
         raise DataError(
-            f"mean_ratio got the reward {float(reward.min())}: it divides by the group's mean reward as a success rate, "
-            "so rewards must not be negative. Use 0 and 1, or another advantage."
+            f"mean_ratio got the reward {float(reward.min())}: it divides by the group's mean reward as a success "
+            "rate, so rewards must not be negative. Use 0 and 1, or another advantage."
         )
     ids, size = _members(group, reward.dtype)
     return center(reward, group) / ((_sum(reward, ids, size) / size)[ids] + eps)

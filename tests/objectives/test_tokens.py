@@ -1,0 +1,235 @@
+"""Log-probabilities of tokens: the one shift, and the chunked head against whole logits."""
+
+import math
+
+import oracle
+import pytest
+import torch
+
+from posttrain.errors import ConfigError, ShapeError
+from posttrain.objectives import tokens
+from posttrain.objectives.tokens import (
+    answers,
+    check_shapes,
+    detached,
+    entropy,
+    logprobs_from_hidden,
+    masked,
+    predicting,
+    token_logprobs,
+    values_before,
+)
+
+NEEDS = ("entropy", "sum_sq", "mean_logp")
+
+
+def head(m=23, d=6, v=11):
+    return torch.randn(m, d), torch.randn(v, d), torch.randint(v, (m,))
+
+
+def plain(hidden, weight, targets, temperature=1.0):
+    """The same statistics from all the logits at once."""
+    temperature = torch.as_tensor(temperature).reshape(-1, 1)
+    logq = torch.log_softmax(hidden @ weight.T / temperature, -1)
+    p = logq.exp()
+    return logq.gather(1, targets[:, None])[:, 0], -(p * logq).sum(1), p.square().sum(1), logq.mean(1)
+
+
+@pytest.mark.parametrize("case", oracle.cases("logprobs", "shifted_masked"))
+def test_token_logprobs_equal_the_oracle_shifted_by_one(case):
+    logits, mask = case.leaf("logits"), case["mask"] > 0
+    temperature = torch.full((len(mask),), float(case.hyper["temperature"]))
+    logp = masked(token_logprobs(logits, case["ids"], temperature), mask)
+    case.check("logps", logp[:, 1:])
+    (logp[:, 1:] * case["upstream"]).sum().backward()
+    case.check("grad_logits", logits.grad)
+    case.check("entropy", entropy(logits[:, :-1] / case.hyper["temperature"]))
+
+
+@pytest.mark.parametrize("case", oracle.cases("logprobs", "fused_lm_head"))
+def test_chunked_head_equals_the_oracle(case):
+    hidden, weight = case.leaf("hidden"), case.leaf("weight")
+    stats = logprobs_from_hidden(
+        hidden, weight, case["labels"], temperature=case.hyper["temperature"], chunk=7, needs=("entropy", "sum_sq")
+    )
+    case.check("logps", stats.logp)
+    case.check("entropy", stats.entropy)
+    case.check("log_sum_sq_probs", stats.sum_sq.log())
+    ((stats.logp * case["upstream"]).sum() + 0.3 * stats.entropy.sum()).backward()
+    case.check("grad_hidden", hidden.grad)
+    case.check("grad_weight", weight.grad)
+
+
+def test_token_logprobs_against_a_loop():
+    logits, ids = torch.randn(2, 4, 5), torch.randint(5, (2, 4))
+    logp = token_logprobs(logits, ids)
+    for n in range(2):
+        assert logp[n, 0] == 0
+        for t in range(1, 4):
+            z = logits[n, t - 1].tolist()
+            expected = z[ids[n, t]] - math.log(sum(math.exp(x) for x in z))
+            assert math.isclose(logp[n, t], expected, rel_tol=1e-12)
+
+
+def test_low_precision_logits_are_widened_before_the_softmax():
+    logits, ids = torch.randn(2, 4, 50).bfloat16(), torch.randint(50, (2, 4))
+    logp = token_logprobs(logits, ids)
+    assert logp.dtype == torch.float32
+    torch.testing.assert_close(logp.double(), token_logprobs(logits.double(), ids), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("chunk", [1, 4, 23, 100])
+@pytest.mark.parametrize("keep", [0, 4 * 11 * 8, 10**9])  # bytes: recompute all, keep some chunks, keep all
+@pytest.mark.parametrize("temperature", [1.0, 0.7, "rows"])
+def test_chunked_head_equals_whole_logits(chunk, keep, temperature, monkeypatch):
+    monkeypatch.setattr(tokens, "_KEEP_BYTES", keep)
+    hidden, weight, targets = head()
+    temperature = torch.rand(23) + 0.5 if temperature == "rows" else temperature
+    g = torch.randn(4, 23)
+    results = []
+    for chunked in (True, False):
+        h, w = hidden.clone().requires_grad_(), weight.clone().requires_grad_()
+        if chunked:
+            stats = logprobs_from_hidden(h, w, targets, temperature=temperature, chunk=chunk, needs=NEEDS)
+        else:
+            stats = plain(h, w, targets, temperature)
+        logp, ent, sum_sq, mean = stats
+        (g[0] * logp + g[1] * ent + g[3] * mean).sum().backward()
+        results.append((logp, ent, sum_sq, mean, h.grad, w.grad))
+    for a, b in zip(*results, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-11, rtol=1e-11)
+
+
+@pytest.mark.parametrize("needs", [(), ("entropy",), ("mean_logp",)])
+def test_chunked_head_gradcheck(needs):
+    hidden, weight, targets = head(m=5, d=3, v=4)
+
+    def f(h, w):
+        return tuple(x for x in logprobs_from_hidden(h, w, targets, chunk=2, needs=needs) if x is not None)
+
+    assert torch.autograd.gradcheck(f, (hidden.requires_grad_(), weight.requires_grad_()))
+
+
+def test_chunked_head_gradient_of_each_statistic_alone():
+    hidden, weight, targets = head()
+    for name, index in (("logp", 0), ("entropy", 1), ("mean_logp", 3)):
+        h, w = hidden.clone().requires_grad_(), weight.clone().requires_grad_()
+        getattr(logprobs_from_hidden(h, w, targets, chunk=5, needs=NEEDS), name).sum().backward()
+        h2 = hidden.clone().requires_grad_()
+        plain(h2, weight, targets)[index].sum().backward()
+        torch.testing.assert_close(h.grad, h2.grad, atol=1e-11, rtol=1e-11)
+
+
+def test_sum_sq_carries_no_gradient():
+    hidden, weight, targets = head()
+    assert not logprobs_from_hidden(hidden.requires_grad_(), weight, targets, needs=("sum_sq",)).sum_sq.requires_grad
+
+
+def test_frozen_head_or_hidden_get_no_gradient():
+    hidden, weight, targets = head()
+    h = hidden.clone().requires_grad_()
+    logprobs_from_hidden(h, weight, targets).logp.sum().backward()
+    assert h.grad is not None and weight.grad is None
+    w = weight.clone().requires_grad_()
+    logprobs_from_hidden(hidden, w, targets).logp.sum().backward()
+    assert w.grad is not None and hidden.grad is None
+
+
+def test_chunked_head_may_be_walked_back_twice():
+    hidden, weight, targets = head()
+    h = hidden.requires_grad_()
+    logp = logprobs_from_hidden(h, weight, targets).logp
+    first = torch.autograd.grad(logp.sum(), h, retain_graph=True)[0]
+    torch.testing.assert_close(torch.autograd.grad(logp.sum(), h)[0], first, atol=0, rtol=0)
+
+
+def test_zero_head_is_uniform():
+    stats = logprobs_from_hidden(torch.randn(3, 4), torch.zeros(8, 4), torch.tensor([0, 3, 7]), needs=NEEDS)
+    for value, expected in zip(stats, (-math.log(8), math.log(8), 1 / 8, -math.log(8)), strict=True):
+        torch.testing.assert_close(value, torch.full((3,), expected))
+
+
+def test_no_rows_give_empty_statistics_and_zero_gradients():
+    h, w = torch.zeros(0, 4, requires_grad=True), torch.randn(8, 4, requires_grad=True)
+    stats = logprobs_from_hidden(h, w, torch.zeros(0, dtype=torch.long), needs=NEEDS)
+    assert all(x.shape == (0,) for x in stats)
+    stats.logp.sum().backward()
+    assert h.grad.shape == (0, 4) and not w.grad.any()
+
+
+def test_extreme_logits_stay_finite():
+    h = (torch.eye(3, dtype=torch.float32) * 1e4).requires_grad_()
+    stats = logprobs_from_hidden(h, torch.eye(3, dtype=torch.float32), torch.tensor([0, 1, 0]), needs=NEEDS)
+    (stats.logp.sum() + stats.entropy.sum()).backward()
+    assert all(torch.isfinite(x).all() for x in stats) and torch.isfinite(h.grad).all()
+
+
+def test_kept_memory_is_bounded():
+    kept = tokens._KEEP_BYTES
+    hidden, weight, targets = torch.randn(64, 4).requires_grad_(), torch.randn(8, 4), torch.zeros(64, dtype=torch.long)
+    tokens._KEEP_BYTES = 3 * 10 * 8 * 8  # three chunks of ten rows
+    try:
+        logp = logprobs_from_hidden(hidden, weight, targets, chunk=10).logp
+    finally:
+        tokens._KEEP_BYTES = kept
+    assert sum(e.numel() for e, _ in logp.grad_fn.kept) == 3 * 10 * 8
+    with torch.no_grad():
+        assert logprobs_from_hidden(hidden, weight, targets).logp.grad_fn is None
+
+
+def test_head_refuses_what_it_cannot_do():
+    hidden, weight, targets = head()
+    with pytest.raises(ConfigError, match="can make entropy"):
+        logprobs_from_hidden(hidden, weight, targets, needs=("perplexity",))
+    with pytest.raises(ConfigError, match="greedy"):
+        logprobs_from_hidden(hidden, weight, targets, temperature=0.0)
+    with pytest.raises(ShapeError, match="MD VD M"):
+        logprobs_from_hidden(hidden, weight[:, :3], targets)
+
+
+def test_predicting_finds_the_state_before_each_token():
+    mask = torch.tensor([[False, True, False, True], [False, False, True, False]])
+    rows, before, at = predicting(mask)
+    assert rows.tolist() == [0, 0, 1] and at.tolist() == [1, 3, 2] and before.tolist() == [0, 2, 1]
+    logits, ids = torch.randn(2, 4, 5), torch.randint(5, (2, 4))
+    direct = torch.log_softmax(logits[rows, before], -1).gather(1, ids[rows, at][:, None])[:, 0]
+    torch.testing.assert_close(direct, token_logprobs(logits, ids)[mask])
+
+
+def test_the_first_token_cannot_be_predicted():
+    with pytest.raises(ShapeError, match=r"rows \[1\]"):
+        predicting(torch.tensor([[False, True], [True, True]]))
+
+
+def test_values_before_are_made_without_seeing_the_token():
+    assert values_before(torch.tensor([[1.0, 2.0, 3.0]])).tolist() == [[0.0, 1.0, 2.0]]
+
+
+def test_answers_sum_under_the_mask_whatever_stands_elsewhere():
+    logp = torch.tensor([[math.nan, -1.0, -2.0, math.inf], [math.nan, -3.0, math.nan, math.nan]], requires_grad=True)
+    mask = torch.tensor([[False, True, True, False], [False, True, False, False]])
+    total, length = answers(logp, mask)
+    assert total.tolist() == [-3.0, -3.0] and length.tolist() == [2.0, 1.0]
+    total.sum().backward()
+    assert torch.equal(logp.grad, mask.double())
+
+
+def test_entropy_of_uniform_and_certain():
+    assert math.isclose(entropy(torch.zeros(7)), math.log(7))
+    assert entropy(torch.tensor([0.0, -math.inf])) == 0
+
+
+def test_check_shapes():
+    check_shapes("NT", torch.zeros(2, 3), torch.zeros(2, 3))
+    check_shapes("NTV NT N", torch.zeros(2, 3, 4), torch.zeros(2, 3), torch.zeros(2))
+    with pytest.raises(ShapeError, match=r"\[2, 3\], \[2, 4\]"):
+        check_shapes("NT", torch.zeros(2, 3), torch.zeros(2, 4))
+    with pytest.raises(ShapeError):
+        check_shapes("NT N", torch.zeros(2, 3), torch.zeros(3))
+    with pytest.raises(ShapeError, match="describes 2"):
+        check_shapes("NT N", torch.zeros(2, 3))
+
+
+def test_detached_cuts_the_graph():
+    x = torch.ones(2, requires_grad=True)
+    assert not detached(double=x * 2)["double"].requires_grad
