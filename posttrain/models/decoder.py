@@ -218,7 +218,7 @@ class Decoder(nn.Module):
         return self.flat(tokens.flatten(), positions.flatten(), padded_attention(n, t, mask)).unflatten(0, (n, t))
 
     def rows(self, tokens: Tensor, lengths: Tensor) -> Tensor:
-        """Hidden states [M, D] of packed rows: no row sees another, positions start at 0 in each, padding is not computed.
+        """Hidden states [M, D] of packed rows: none sees another, positions start at 0 in each, nothing is padded.
 
         tokens: [M] ids of all rows, one after the other. lengths: [N] with sum M.
         """
@@ -291,7 +291,7 @@ class Cache:
         return (slots[:, None] * heads + torch.arange(heads, device=slots.device)) * self.length + positions[:, None]
 
     def write(self, layer: int, places: Tensor, k: Tensor, v: Tensor) -> None:
-        """Store keys and values [M, K, d] of new tokens. One flat index copy: indexing three dimensions is far slower."""
+        """Store keys and values [M, K, d] of new tokens. One flat index copy: a three-way index is far slower."""
         places, d = places.flatten(), k.shape[-1]
         self.keys[layer].view(-1, d).index_copy_(0, places, k.reshape(-1, d))
         self.values[layer].view(-1, d).index_copy_(0, places, v.reshape(-1, d))
@@ -324,7 +324,7 @@ def decode_attention(cache: Cache, positions: Tensor) -> Attention:
 
     def attention(i: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         cache.write(i, places, k, v)
-        q = (q * q.shape[-1] ** -0.5).unflatten(1, (k.shape[1], -1))  # [M, K, H/K, d]: query heads that share a key head
+        q = (q * q.shape[-1] ** -0.5).unflatten(1, (k.shape[1], -1))  # [M, K, H/K, d]: queries that share a key
         scores = q @ cache.keys[i, :m, :, :longest].transpose(2, 3)
         return (scores.add_(bias).softmax(-1) @ cache.values[i, :m, :, :longest]).flatten(1)
 
@@ -338,7 +338,7 @@ def _share(kv: Tensor, q: Tensor) -> Tensor:
 
 
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate the pairs (x[i], x[i + d/2]) of x [M, h, d]; cos and sin [M, 1, d] hold both halves, sin's first negated."""
+    """Rotate the pairs (x[i], x[i + d/2]) of x [M, h, d]; cos, sin [M, 1, d] serve both halves, sin's first negated."""
     a, b = x.chunk(2, dim=-1)
     return torch.addcmul(x * cos, torch.cat((b, a), dim=-1), sin)
 

@@ -2,7 +2,7 @@
 
 A folder holds config.json, model.safetensors (or shards with model.safetensors.index.json), the tokenizer's files, a
 chat template and generation_config.json. What is written here opens with `transformers.AutoModelForCausalLM` and gives
-the same logits. Writes go to a temporary folder that is renamed at the end, so a full disk or a kill leaves the old one.
+the same logits. Writes go to a temporary folder that is renamed at the end, so a full disk or a kill leaves the old.
 """
 
 import json
@@ -124,7 +124,7 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
     for name in names:
         try:
             with safe_open(folder / name, framework="pt") as f:
-                tensors |= {key: f.get_tensor(key) for key in f.keys()}
+                tensors |= {key: f.get_tensor(key) for key in f.keys()}  # noqa: SIM118 - no dict
         except Exception as e:  # safetensors raises its own class, a plain OSError or a Rust panic by version
             raise ModelError(
                 f"{folder / name} cannot be read ({e}): it is damaged or cut off. Fetch it again."
@@ -133,7 +133,7 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
 
 
 def load_folder(folder: Path, *, dtype: torch.dtype = torch.float32) -> Decoder | ScalarModel:
-    """The model of a folder, in `dtype`, on CPU: a ScalarModel where its architecture has a scalar head, else a Decoder.
+    """The model of a folder, in `dtype`, on CPU: a ScalarModel where it has a scalar head, else a Decoder.
 
     ModelError if names or shapes of weights do not fit the config.
     """
@@ -158,7 +158,8 @@ def copy_weights(model: Decoder | ScalarModel, folder: Path) -> None:
     extra = [n for n in have if n not in want and n not in ignorable and not n.endswith("rotary_emb.inv_freq")]
     if missing or extra:
         raise ModelError(
-            f"{folder}: weights do not fit the {cfg.model_type} config: {len(missing)} missing ({', '.join(missing[:3])}), "
+            f"{folder}: weights do not fit the {cfg.model_type} config: "
+            f"{len(missing)} missing ({', '.join(missing[:3])}), "
             f"{len(extra)} unknown ({', '.join(extra[:3])})."
         )
     with torch.no_grad():
@@ -210,7 +211,7 @@ def write_folder(
     dtype: torch.dtype | None = None,
     shard_bytes: int = _SHARD_BYTES,
 ) -> None:
-    """Write a model folder's files into `folder`: config, weights, and where given tokenizer, generation config, README.
+    """Write a model folder's files into `folder`: config, weights; where given tokenizer, generation config, README.
 
     dtype: storage type of the weights; default: as they are.
     """

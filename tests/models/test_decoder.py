@@ -19,16 +19,16 @@ needs_oracles = pytest.mark.skipif(
 
 
 def config(**changes) -> ModelConfig:
-    shape = dict(
-        vocab_size=41,
-        hidden_size=24,
-        intermediate_size=40,
-        num_hidden_layers=3,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=8,
-        max_position_embeddings=64,
-    )
+    shape = {
+        "vocab_size": 41,
+        "hidden_size": 24,
+        "intermediate_size": 40,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 8,
+        "max_position_embeddings": 64,
+    }
     return ModelConfig(**shape | changes)
 
 

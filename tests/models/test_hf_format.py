@@ -1,4 +1,4 @@
-"""Model folders: what is written opens elsewhere with the same logits, what others wrote opens here, damage is named."""
+"""Model folders: ours open elsewhere with the same logits, those of others open here, and damage is named."""
 
 import json
 import shutil
@@ -19,34 +19,43 @@ LLAMA3 = {
 }
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16}
 VARIANTS = {
-    "llama-tied": dict(model_type="llama", tie_word_embeddings=True),
-    "llama-biases": dict(model_type="llama", attention_bias=True, output_bias=True, mlp_bias=True),
-    "llama-many-heads": dict(model_type="llama", num_key_value_heads=4, head_dim=4, rms_norm_eps=1e-5),
-    "llama-linear": dict(model_type="llama", rope_scaling={"rope_type": "linear", "factor": 4.0}),
-    "llama-llama3": dict(model_type="llama", rope_scaling=LLAMA3, rope_theta=500.0),
-    "llama-yarn-gain": dict(model_type="llama", rope_scaling=YARN | {"mscale": 1.0, "mscale_all_dim": 0.7}),
-    "qwen2": dict(model_type="qwen2", attention_bias=True, head_dim=6, rope_theta=1e6),
-    "qwen2-tied-yarn": dict(
-        model_type="qwen2", attention_bias=True, head_dim=6, rope_scaling=YARN, tie_word_embeddings=True
-    ),
-    "qwen3": dict(model_type="qwen3"),
-    "qwen3-tied-biases": dict(model_type="qwen3", attention_bias=True, output_bias=True, tie_word_embeddings=True),
-    "qwen3-yarn-untruncated": dict(model_type="qwen3", rope_scaling=YARN | {"truncate": False}, head_dim=16),
+    "llama-tied": {"model_type": "llama", "tie_word_embeddings": True},
+    "llama-biases": {"model_type": "llama", "attention_bias": True, "output_bias": True, "mlp_bias": True},
+    "llama-many-heads": {"model_type": "llama", "num_key_value_heads": 4, "head_dim": 4, "rms_norm_eps": 1e-5},
+    "llama-linear": {"model_type": "llama", "rope_scaling": {"rope_type": "linear", "factor": 4.0}},
+    "llama-llama3": {"model_type": "llama", "rope_scaling": LLAMA3, "rope_theta": 500.0},
+    "llama-yarn-gain": {"model_type": "llama", "rope_scaling": YARN | {"mscale": 1.0, "mscale_all_dim": 0.7}},
+    "qwen2": {"model_type": "qwen2", "attention_bias": True, "head_dim": 6, "rope_theta": 1e6},
+    "qwen2-tied-yarn": {
+        "model_type": "qwen2",
+        "attention_bias": True,
+        "head_dim": 6,
+        "rope_scaling": YARN,
+        "tie_word_embeddings": True,
+    },
+    "qwen3": {"model_type": "qwen3"},
+    "qwen3-tied-biases": {
+        "model_type": "qwen3",
+        "attention_bias": True,
+        "output_bias": True,
+        "tie_word_embeddings": True,
+    },
+    "qwen3-yarn-untruncated": {"model_type": "qwen3", "rope_scaling": YARN | {"truncate": False}, "head_dim": 16},
 }
 
 
 def random_model(seed: int = 0, **changes) -> Decoder:
-    shape = dict(
-        vocab_size=37,
-        hidden_size=24,
-        intermediate_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=8,
-        max_position_embeddings=64,
-        tie_word_embeddings=False,
-    )
+    shape = {
+        "vocab_size": 37,
+        "hidden_size": 24,
+        "intermediate_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 8,
+        "max_position_embeddings": 64,
+        "tie_word_embeddings": False,
+    }
     model = Decoder(ModelConfig(**shape | changes))
     g = torch.Generator().manual_seed(seed)
     with torch.no_grad():
