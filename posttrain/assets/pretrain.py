@@ -106,7 +106,7 @@ def pretrain(out: Path, *, steps: int, size: dict[str, int], save_every: int, se
     work = out.with_name(out.name + ".work")
     work.mkdir(parents=True, exist_ok=True)
     if not (work / "tokenizer.json").is_file():
-        train_tokenizer(work, (corpus.document(i) for i in range(20000)))
+        train_tokenizer(work, corpus.spelling(20000))
     tokenizer = Tokenizer.load(work)
     cfg = ModelConfig(vocab_size=1024, max_position_embeddings=512, rms_norm_eps=1e-6, **size)
     model = Decoder(cfg).initialise(seed)

@@ -16,9 +16,10 @@ from torch import Tensor, nn
 
 from posttrain.batch import Together, TokenBatch
 from posttrain.errors import ConfigError, InvariantError, NonFiniteError
-from posttrain.models.hf_format import copy_weights, write_folder
+from posttrain.models.hf_format import copy_weights, hf_name, read_weights, write_folder
 from posttrain.models.tokenizers import Tokenizer
 from posttrain.objectives.tokens import logprobs_from_hidden, predicting
+from posttrain.train.invariants import block_movement
 from posttrain.train.metrics import Metrics, add
 from posttrain.train.schedule import Schedule
 from posttrain.train.schedule import lr as scheduled
@@ -199,6 +200,12 @@ class Learner:
                 if x is not None and slopes[id(leaf)] is not None
             ]
             yield linear, {}
+
+    def moved_since(self, folder: Path) -> dict[str, float]:
+        """By how much each block has moved from the weights in a folder: ‖now - then‖ / ‖then‖."""
+        now = {hf_name(name): p for name, p in self.model.named_parameters()}
+        then = read_weights(folder)
+        return block_movement({name: then[name] for name in now if name in then}, now)
 
     def state(self) -> dict[str, Any]:
         """Everything but the weights that the next step depends on."""

@@ -193,6 +193,10 @@ class Run:
                 )
         self._cleanup.close()
 
+    def due(self, step: int, every: int) -> bool:
+        """Whether something done every so many steps (0: never) is due after `step`; the last step always is."""
+        return every > 0 and ((step + 1) % every == 0 or step + 1 == self._total)
+
     def log(self, step: int, metrics: Mapping[str, Any]) -> dict[str, float]:
         """Append one line to metrics.jsonl, and return it as floats. Call it once per step, before `save`.
 

@@ -1,0 +1,130 @@
+"""From a name to a model: "base", a run, a Hugging Face folder, or a name on the hub.
+
+What comes back is an `nn.Module`, its tokenizer and its chat template; after loading, nobody knows where it came from.
+Hub names are fetched with huggingface_hub where that is installed; everything else works without a network.
+"""
+
+import copy
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from posttrain.chat.encode import stop_ids
+from posttrain.chat.templates import JinjaTemplate, Template, choose
+from posttrain.errors import ModelError, missing_extra
+from posttrain.models.decoder import Decoder
+from posttrain.models.heads import ScalarModel
+from posttrain.models.hf_format import load_folder
+from posttrain.models.tokenizers import Tokenizer
+
+EMBEDDED = {"base": "base-1", "base-1": "base-1"}
+"""Names of the models inside the package, and their folders in assets/."""
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model with what is needed to talk to it."""
+
+    model: Decoder | ScalarModel
+    tokenizer: Tokenizer
+    template: Template | JinjaTemplate
+    folder: Path
+    """Where the weights were read."""
+
+    @property
+    def stop_ids(self) -> tuple[int, ...]:
+        """Ids that end the model's turn."""
+        return stop_ids(self.template, self.tokenizer)
+
+    @property
+    def chat_tokenizer(self) -> Tokenizer:
+        """The tokenizer with the chat template in use, as it is to be saved beside the trained weights."""
+        source = self.template.source if isinstance(self.template, JinjaTemplate) else self.template.jinja
+        return self.tokenizer.with_chat(source, self.stop_ids)
+
+    @property
+    def context(self) -> int:
+        """Longest sequence of tokens that the model was made for."""
+        return self.model.cfg.max_position_embeddings
+
+
+def resolve(name: str | Path) -> Path:
+    """The model folder that a name stands for.
+
+    "base" is the model in the package. A run folder stands for its best or last checkpoint, a demo folder for its last
+    stage. Anything else is a folder in Hugging Face format, or a name on the hub. Raises ModelError with what was tried.
+    """
+    if str(name) in EMBEDDED:
+        folder = Path(__file__).parents[1] / "assets" / EMBEDDED[str(name)]
+        if not (folder / "config.json").is_file():
+            raise ModelError(f"the embedded model is missing from {folder}: reinstall posttrain, or run `make base`.")
+        return folder
+    folder = Path(name)
+    if (folder / "result.json").is_file() or (folder / "checkpoints").is_dir():
+        return _of_run(folder)
+    if (folder / "config.json").is_file():
+        return folder
+    stages = sorted(p for p in folder.glob("*/checkpoints") if (p.parent / "config.toml").is_file())
+    if stages:
+        return _of_run(stages[-1].parent)
+    if folder.is_dir():
+        raise ModelError(
+            f"{folder} is neither a model folder (no config.json) nor a run (no checkpoints). It holds: "
+            f"{', '.join(sorted(p.name for p in folder.iterdir())[:6]) or 'nothing'}."
+        )
+    if folder.is_absolute() or str(name).startswith(".") or str(name).count("/") != 1:
+        raise ModelError(
+            f'there is no model "{name}": not a folder here, and not a name on the hub (owner/name). '
+            'The model inside the package is called "base".'
+        )
+    return _from_hub(str(name))
+
+
+def load(name: str | Path, *, template: str = "auto", dtype: torch.dtype = torch.float32) -> Loaded:
+    """The model, tokenizer and chat template of a name (see `resolve`).
+
+    template: "auto" for the one stored with the model, or a built-in name ("posttrain", "plain", "chatml").
+    """
+    folder = resolve(name)
+    model = load_folder(folder, dtype=dtype)
+    tokenizer = Tokenizer.load(folder)
+    if tokenizer.vocab_size > model.cfg.vocab_size:
+        raise ModelError(
+            f"{folder}: the tokenizer has ids up to {tokenizer.vocab_size - 1}, but the embedding has only "
+            f"{model.cfg.vocab_size} rows. They belong to different models."
+        )
+    return Loaded(model, tokenizer, choose(template, tokenizer), folder)
+
+
+def frozen_copy(model: Decoder) -> Decoder:
+    """A copy that is never trained: the reference of KL penalties and preference losses."""
+    return copy.deepcopy(model).requires_grad_(False).eval()
+
+
+def _of_run(folder: Path) -> Path:
+    from posttrain.train import checkpoint
+    from posttrain.train.run import read_result
+
+    result = read_result(folder)
+    if result is not None and result.model is not None:
+        return Path(result.model)
+    found = checkpoint.found(folder / "checkpoints")
+    if not found:
+        raise ModelError(f"the run {folder} has no checkpoint yet. Let it train until its first one (run.save_every).")
+    return found[-1]
+
+
+def _from_hub(name: str) -> Path:
+    try:
+        from huggingface_hub import snapshot_download
+    except ImportError:
+        raise missing_extra(f'fetching "{name}" from the hub', "hf", "give the path of a folder you have") from None
+    patterns = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.jinja"]
+    try:
+        return Path(snapshot_download(name, allow_patterns=patterns))
+    except Exception as e:  # its errors are of many classes: offline, gated, unknown, disk
+        raise ModelError(
+            f'"{name}" is no folder here, and the hub did not give it ({type(e).__name__}: {str(e).splitlines()[0]}). '
+            "Check the name and the network, or give the path of a folder you have."
+        ) from None
