@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from enum import Enum
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Any, TypeVar, get_args, get_origin
 
 from posttrain.errors import ConfigError, nearest
 from posttrain.schema import (
@@ -48,16 +48,19 @@ class _Given:
     """From the command line, where everything is text; else typed by TOML."""
 
 
-def load(cls: type[T], path: Path | str | None = None, overrides: Sequence[str] = ()) -> T:
+def load(
+    cls: type[T], path: Path | str | None = None, overrides: Sequence[str] = (), positional: Sequence[str] = ()
+) -> T:
     """An instance of the config class: its defaults, then a preset, then the TOML file, then the overrides.
 
     overrides: command-line words such as ["--optim.lr", "1e-4", "--objective.clip.high=0.3", "--no-shuffle"]; dashes
-        and underscores are the same. `--config FILE` among them names the TOML file.
+        and underscores are the same, `-n 8` is `--n 8`. `--config FILE` among them names the TOML file.
+    positional: fields that words without a flag fill, in this order; the last takes all the rest if it is a tuple.
 
     Raises ConfigError naming every unknown key, every value that does not fit and every refusal of a class at once.
     """
     problems: list[str] = []
-    flags, path = _words(cls, overrides, path, problems)
+    flags, path = _words(cls, overrides, path, list(positional), problems)
     tree: dict[str, Any] = {}
     preset = None
     for keys, given, origin in (*_from_file(cls, path, problems), *flags):
@@ -74,36 +77,49 @@ def load(cls: type[T], path: Path | str | None = None, overrides: Sequence[str] 
     return made
 
 
-def _words(cls: type, words: Sequence[str], path: Path | str | None, problems: list[str]) -> tuple[list, Any]:
+def _words(
+    cls: type, words: Sequence[str], path: Path | str | None, positional: list[str], problems: list[str]
+) -> tuple[list, Any]:
     """Command-line words as (keys, given, origin), and the TOML file that they or the caller name."""
-    found, i = [], 0
-    while i < len(words):
-        word, i = words[i], i + 1
-        if not word.startswith("--") or word == "--":
-            problems.append(f'"{word}" is not a flag: write --field value or --field=value')
+    found, rest = [], list(words)
+    while rest:
+        word = rest.pop(0)
+        if not re.match(r"--\w|-[a-z](=|$)", word):
+            problems += _place(cls, word, positional, found)
             continue
-        name, equals, value = word[2:].partition("=")
+        name, equals, value = word.lstrip("-").partition("=")
         keys = _keys(name)
         kind = kind_of(cls, keys)
-        if not equals:
-            value = words[i] if i < len(words) and not words[i].startswith("--") else None
-            off = keys[0].startswith("no_") and _keys(name[3:])
-            if kind is None and off and kind_of(cls, off) is bool:
-                found.append((off, _Given(False, False), word))
-                continue
-            if kind is bool and (value is None or value.lower() not in BOOLS):
-                found.append((keys, _Given(True, False), word))
-                continue
-            if value is None:
-                what = _unknown(cls, keys, word) if kind is None else f"{word} needs a value"
-                problems.append(what)
-                continue
-            i += 1
-        if keys == ("config",) and kind is None:
-            path = value
+        off = _keys(name[3:]) if name.startswith("no-") else keys
+        if equals:
+            given = _Given(value, True)
+        elif kind is None and kind_of(cls, off) is bool:
+            keys, given = off, _Given(False, False)
+        elif kind is bool and (not rest or rest[0].lower() not in BOOLS):
+            given = _Given(True, False)
+        elif rest and not rest[0].startswith("--"):
+            given = _Given(rest.pop(0), True)
         else:
-            found.append((keys, _Given(value, True), f"--{name}"))
+            problems.append(_unknown(cls, keys, word) if kind is None else f"{word} needs a value")
+            continue
+        if keys == ("config",) and kind is None:
+            path = given.value
+        else:
+            found.append((keys, given, word.partition("=")[0]))
     return found, path
+
+
+def _place(cls: type, word: str, positional: list[str], found: list) -> list[str]:
+    """Give a word without a flag to the next positional field; the problem, if there is none."""
+    if not positional:
+        return [f'"{word}" is not a flag: write --field value or --field=value']
+    name = positional[0]
+    if get_origin(hints(cls)[name]) is tuple:
+        earlier = [given.value for keys, given, _ in found if keys == (name,)]
+        found.append(((name,), _Given([*(earlier[-1] if earlier else []), word], False), name))
+    else:
+        found.append(((positional.pop(0),), _Given(word, True), name))
+    return []
 
 
 def _from_file(cls: type, path: Path | str | None, problems: list[str]) -> list:

@@ -130,7 +130,8 @@ train(sys.argv[1], Config(), after_log=lambda step: step == at and os.kill(os.ge
 def test_a_killed_run_equals_an_unbroken_one(tmp_path, at):
     """Killed before the first checkpoint, and between two, after a line was written that no checkpoint knows."""
     script = KILLED.format(tests=str(Path(__file__).parent))
-    killed = subprocess.run([sys.executable, "-c", script, str(tmp_path / "killed"), str(at)], capture_output=True)
+    words = [sys.executable, "-c", script, str(tmp_path / "killed"), str(at)]
+    killed = subprocess.run(words, capture_output=True, cwd=Path(__file__).parents[2])
     assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
     assert len((tmp_path / "killed/metrics.jsonl").read_text().splitlines()) == at + 1
     _, resumed = train(tmp_path / "killed", Config())
