@@ -41,9 +41,7 @@ def bradley_terry(
         raise ConfigError(f"centering = {centering}: a negative weight would drive scores away from 0; 0.01 is usual.")
     if centering:
         loss = loss + centering * (chosen + rejected).square()
-    return loss, detached(
-        accuracy=(gap > 0).to(gap.dtype), margin=gap, reward_chosen=chosen, reward_rejected=rejected
-    )
+    return loss, detached(accuracy=(gap > 0).to(gap.dtype), margin=gap, reward_chosen=chosen, reward_rejected=rejected)
 
 
 def plackett_luce(scores: Tensor, mask: Tensor) -> tuple[Tensor, PerRow]:

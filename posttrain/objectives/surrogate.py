@@ -186,9 +186,7 @@ def clipped_tokens(log_ratio: Tensor, advantage: Tensor, clip: Clip) -> tuple[Te
             return nowhere, nowhere
 
 
-def mismatch_weight(
-    old_logp: Tensor, sampled_logp: Tensor, mask: Tensor, mismatch: Mismatch
-) -> tuple[Tensor, Tensor]:
+def mismatch_weight(old_logp: Tensor, sampled_logp: Tensor, mask: Tensor, mismatch: Mismatch) -> tuple[Tensor, Tensor]:
     """Weight w = π_old / μ of every token, for a sampler μ that is not the learner at the start of the step.
 
         truncate  w ← clamp(w, low, high)             truncated importance sampling
