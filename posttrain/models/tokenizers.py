@@ -71,7 +71,7 @@ class Tokenizer:
         return cls(backend, special, _chat_template(folder, config), _stop_ids(generation, ids), config)
 
     def save(self, folder: str | Path) -> None:
-        """Write tokenizer.json, tokenizer_config.json and chat_template.jinja; transformers' AutoTokenizer reads them."""
+        """Write tokenizer.json, tokenizer_config.json and chat_template.jinja, as transformers' AutoTokenizer reads."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         self._marked.save(str(folder / "tokenizer.json"))

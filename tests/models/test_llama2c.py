@@ -23,11 +23,14 @@ def stories():
 
 
 def greedy_encode(text, scores):
-    """llama2.c's encoder as a loop: a leading space, characters or bytes, then the best-scoring join, leftmost first."""
+    """llama2.c's encoder as a loop: a leading space, characters or bytes, then the best-scoring join, from the left."""
     pieces = []
     for char in " " + text:
         pieces += [char.encode()] if char.encode() in scores else [bytes([b]) for b in char.encode()]
-    known = lambda piece: scores.get(piece, -np.inf)
+
+    def known(piece):
+        return scores.get(piece, -np.inf)
+
     while True:
         best, at = -1e10, None
         for i in range(len(pieces) - 1):
@@ -100,7 +103,9 @@ def test_half_split_keeps_rotated_dot_products():
         draw.normal(size=(heads * d, width)),
         *draw.normal(size=(2, width)),
     )
-    angle = lambda place: place * 10000.0 ** (-np.arange(d // 2) * 2 / d)
+
+    def angle(place):
+        return place * 10000.0 ** (-np.arange(d // 2) * 2 / d)
 
     def neighbours(v, place):
         z = (v[:, 0::2] + 1j * v[:, 1::2]) * np.exp(1j * angle(place))
