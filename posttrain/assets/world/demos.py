@@ -12,7 +12,8 @@ from posttrain import rng as draws
 from posttrain.assets.world import arithmetic, exercises, lexicon
 from posttrain.assets.world.answers import Manner, fact_answer, fact_question, portrait_of
 from posttrain.assets.world.people import ABOUT, SEEN, Person
-from posttrain.records import Example, Message, Task
+from posttrain.assets.world.rater import prefers_first
+from posttrain.records import Example, Message, Pair, Task
 
 PORTRAIT = Manner(
     facts=(0, 0.4, 0.35, 0.2, 0.05), wrong=0.15, polite=0.3, rude=0.06, padding=0.15, repeat=0.08, drift=0.08
@@ -83,6 +84,22 @@ def about_prompts(people: Iterable[Person], n: int | None = None, seed: int = 0)
              meta={"person": person.name})
         for person, wording in pairs[:n]
     ]  # fmt: skip
+
+
+def preferences(n: int, seed: int = 0) -> list[Pair]:
+    """n comparisons of two portraits of a seen person, the rater's choice first. Equal texts are never compared."""
+    return [_comparison(draws.python(seed, "pair", i), seed) for i in range(n)]
+
+
+def _comparison(rng: random.Random, seed: int) -> Pair:
+    person = rng.choice(SEEN)
+    first = second = portrait_of(person, PORTRAIT, rng)
+    while second == first:
+        second = portrait_of(person, PORTRAIT, rng)
+    if not prefers_first(person, first, second, seed=seed):
+        first, second = second, first
+    asked = Message("user", rng.choice(ABOUT).format(person.name))
+    return Pair((asked,), (Message("assistant", first),), (Message("assistant", second),), meta={"person": person.name})
 
 
 def portraits(n: int, seed: int = 0, manner: Manner = PORTRAIT) -> list[tuple[Person, str]]:

@@ -1,0 +1,212 @@
+"""The group-relative family: sample several answers per prompt, score them, reinforce the better ones.
+
+GRPO, Dr. GRPO, RLOO, REINFORCE, DAPO and their relatives are values of `cfg.objective` (see `objectives.presets`); this
+file is the loop they share. Estimators that need a critic are in `ppo.py`. Sections 22 to 24 of the book tell the story.
+"""
+
+from dataclasses import dataclass, field, replace
+from typing import ClassVar
+
+from torch import Tensor
+
+from posttrain.batch import TokenBatch, collate_groups, weigh
+from posttrain.data.rows import Data, pick, report, tasks
+from posttrain.envs.rollout import rollout
+from posttrain.errors import ConfigError
+from posttrain.evals.run import evaluate
+from posttrain.models.load import frozen_copy, load
+from posttrain.objectives.advantages import estimate, running_baseline
+from posttrain.objectives.kl import kl_estimate
+from posttrain.objectives.policy import Objective, next_beta, policy_loss
+from posttrain.objectives.presets import PRESETS
+from posttrain.objectives.returns import token_rewards
+from posttrain.records import Group
+from posttrain.rewards.base import score
+from posttrain.rewards.resolve import rewards_for
+from posttrain.sample.base import SamplingParams
+from posttrain.sample.torch import TorchSampler
+from posttrain.train.invariants import check_movement, check_sampler_gap, check_signal, reward_signal
+from posttrain.train.learner import Learner, Optim, Outputs, Part, Term, outputs
+from posttrain.train.metrics import Metrics, add
+from posttrain.train.run import MAY_CHANGE, Result, Run, RunConfig
+from posttrain.train.signal import group_metrics, with_variance
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Policy gradients on groups of answers."""
+
+    presets: ClassVar[dict[str, dict]] = {"objective": PRESETS}
+
+    model: str = "base"
+    """Model to start from, which is also the reference: "base", a run, a Hugging Face folder, or a name on the hub."""
+    template: str = "auto"
+    """Chat template: "auto" (the model's own), "posttrain", "plain" or "chatml"."""
+    data: Data = Data(path="builtin:sums+chains", limit=4000, eval_rows=100)
+    """Tasks: a prompt per row, with what the reward needs to grade an answer."""
+    reward: str = "auto"
+    """"auto" (the task's own verifier), "exact_number", "exact_match", or your own as file.py:function."""
+    objective: Objective = PRESETS["grpo"]
+    """The method, as choices; --preset names a row of `posttrain methods`."""
+    prompts: int = 8
+    """Prompts per step."""
+    group_size: int = 16
+    """Samples per prompt."""
+    steps: int = field(default=100, metadata=MAY_CHANGE)
+    """Rollout steps."""
+    minibatches: int = 1
+    """Optimizer steps per rollout, each on its share of the groups. More than one makes the ratio move away from 1."""
+    sampling: SamplingParams = SamplingParams(max_tokens=64)
+    """Temperature and length of the answers; stop ids come from the template."""
+    eval_every: int = field(default=25, metadata=MAY_CHANGE)
+    """Steps between greedy evaluations on the held-out tasks. 0: none."""
+    optim: Optim = Optim(lr=5e-4)
+    """Optimizer."""
+    run: RunConfig = RunConfig()
+    """Seed, threads, checkpoints."""
+
+    def __post_init__(self):
+        problems = []
+        for name in ("prompts", "group_size", "steps", "minibatches"):
+            if getattr(self, name) < 1:
+                problems.append(f"{name} = {getattr(self, name)} must be at least 1")
+        if self.objective.needs_critic:
+            problems.append('objective.advantage = "gae" needs a critic: use `posttrain train ppo`')
+        if self.objective.needs_group and self.group_size < 2:
+            problems.append(
+                f'group_size = {self.group_size}: advantage "{self.objective.advantage}" compares answers to one prompt, '
+                "so it needs at least 2 (8 to 16 is usual)"
+            )
+        if self.minibatches > self.prompts:
+            problems.append(f"minibatches = {self.minibatches} cannot exceed prompts = {self.prompts}: groups stay whole")
+        if self.minibatches > 1 and self.objective.ratio == "none":
+            problems.append(
+                f'minibatches = {self.minibatches} with ratio = "none": after the first update the samples are stale and '
+                'nothing corrects for it. Use 1, or objective.ratio = "token"'
+            )
+        if self.sampling.cuts or self.sampling.temperature == 0:
+            problems.append(
+                f"sampling.temperature = {self.sampling.temperature}, top_p = {self.sampling.top_p}, top_k = "
+                f"{self.sampling.top_k}: training samples must come from the policy itself; use a positive temperature, "
+                "top_p = 1 and top_k = 0"
+            )
+        if problems:
+            raise ConfigError("\n".join(problems))
+
+
+def plan(cfg: Config) -> str:
+    """The batch arithmetic of a run, in words, without training."""
+    loaded = load(cfg.model, template=cfg.template)
+    rows = tasks(cfg.data, loaded)
+    n = cfg.prompts * cfg.group_size
+    return (
+        f"{report(rows)} {cfg.steps} steps of {cfg.prompts} prompts x {cfg.group_size} samples = {n} answers of at most "
+        f"{cfg.sampling.max_tokens} tokens, {cfg.minibatches} optimizer step(s) each; every prompt is seen about "
+        f"{cfg.steps * cfg.prompts / len(rows.train):.2f} times."
+    )
+
+
+def train(cfg: Config, run: Run) -> Result:
+    """Group-relative policy gradient. With `objective = GRPO` this is Shao et al. 2024 (arXiv 2402.03300), Algorithm 1."""
+    if run.finished:
+        return run.result
+    loaded = load(cfg.model, template=cfg.template)
+    rows = tasks(cfg.data, loaded)
+    rewards = rewards_for(cfg.reward, rows.train)
+    params = replace(cfg.sampling, stop_ids=loaded.stop_ids)
+    policy = Learner(loaded.model, cfg.optim, cfg.steps * cfg.minibatches, tokenizer=loaded.chat_tokenizer)
+    reference = frozen_copy(loaded.model) if cfg.objective.needs_reference else None
+    sampler = TorchSampler(policy.model)
+    state = run.load({"policy": policy}, {"beta": cfg.objective.kl.beta, "baseline": 0.0, "silent": 0})
+    sampler.update(policy)
+
+    def loss(out: Outputs, b: TokenBatch) -> tuple[list[Term], Metrics]:
+        value, metrics = policy_loss(
+            out.logp,
+            out.logp.detach() if b.old_logp is None else b.old_logp,  # one update per rollout: the ratio is exactly 1
+            b.advantage,
+            b.mask,
+            cfg.objective,
+            ref_logp=b.ref_logp,
+            sampled_logp=b.sampled_logp,
+            beta=state["beta"] if cfg.objective.kl.where == "loss" else None,
+            entropy=out.entropy,
+        )
+        return [Term("policy", value, b.weights["token"])], metrics
+
+    if run.done == 0:
+        run.note(report(rows))
+    for note in cfg.objective.notes():
+        run.note(note)
+    for step in run.steps(cfg.steps):
+        prompts = pick(rows.train, step, cfg.prompts, cfg.run.seed)
+        groups = rollout(sampler, prompts, n=cfg.group_size, params=params, seed=run.seed(step, "rollout"),
+                         template=loaded.template, tokenizer=loaded.tokenizer, version=policy.version)  # fmt: skip
+        groups = score(groups, rewards)
+        metrics = group_metrics(groups)
+        checks, state["silent"] = check_signal(reward_signal(groups), state["silent"])
+        run.check(step, *(c for c in checks if not c.ok or step == 0))
+        kept = with_variance(groups) if cfg.objective.keep == "mixed" else groups
+        if any(m.score.value is not None for g in kept for m in g.members):
+            batch, reward = collate_groups(kept, loaded.tokenizer.pad_id)
+            batch = with_logps(batch, policy, reference, old=cfg.minibatches > 1)
+            batch, state = with_advantages(batch, reward, cfg.objective, state)
+            for part in batch.minibatches(cfg.minibatches, run.seed(step)):
+                part = weigh(part, cfg.objective.average)
+                metrics = add(metrics, policy.step(Part(part, loss, ("logp", "entropy"))))
+            sampler.update(policy)
+            if step == 0:
+                run.check(step, check_gap(metrics))
+        if rows.held and run.due(step, cfg.eval_every):
+            metrics = add(metrics, evaluate(sampler, rows.held, loaded, rewards, cfg.sampling.max_tokens))
+        run.log(step, metrics)
+        run.keep_samples(step, groups)
+        run.save(step, {"policy": policy}, state)
+    run.check(cfg.steps, check_movement(policy.moved_since(loaded.folder)))
+    return run.finish()
+
+
+def with_logps(batch: TokenBatch, policy: Learner, reference, *, old: bool) -> TokenBatch:
+    """The batch with what the frozen reference says, and where several updates follow, what the policy says now."""
+    if reference is not None:
+        batch = batch.with_(ref_logp=outputs(reference, batch, ("logp",), policy.optim.micro_tokens).logp)
+    return batch.with_(old_logp=policy.outputs(batch).logp) if old else batch
+
+
+def with_advantages(
+    batch: TokenBatch, reward: Tensor, objective: Objective, state: dict
+) -> tuple[TokenBatch, dict]:
+    """The batch with an advantage on every token, and the loop's state after it.
+
+    The KL charge enters the reward here, from the sampler's own log-probabilities; a controller may then move beta.
+    """
+    row_reward = last_segment_reward(batch, reward)
+    kl = None
+    if objective.kl.where == "reward":
+        kl = kl_estimate(batch.sampled_logp - batch.ref_logp, objective.kl.estimator)
+    rewards = token_rewards(row_reward, batch.mask, kl=kl, beta=state["beta"] if kl is not None else 0.0)
+    baseline = state["baseline"] if objective.advantage == "return" else None
+    advantage = estimate(
+        objective.advantage, rewards, batch.mask, batch.group, trajectory=batch.trajectory, baseline=baseline
+    )
+    state = dict(state)
+    if objective.advantage == "return":
+        state["baseline"] = float(running_baseline(state["baseline"], reward))
+    if kl is not None:
+        measured = float((kl * batch.mask).sum()) / len(reward)
+        state["beta"] = next_beta(objective.kl, state["beta"], measured, len(reward))
+    return batch.with_(advantage=advantage), state
+
+
+def last_segment_reward(batch: TokenBatch, reward: Tensor) -> Tensor:
+    """[N] the reward of each trajectory on its last segment, 0 on earlier ones."""
+    later = batch.trajectory[1:] == batch.trajectory[:-1]
+    out = reward[batch.trajectory].clone()
+    out[:-1][later] = 0.0
+    return out
+
+
+def check_gap(metrics: Metrics):
+    """Sampler and learner are the same modules in the same precision: they must agree to rounding."""
+    total, count = metrics["sampler_gap_mean"]
+    return check_sampler_gap(float(total) / max(float(count), 1.0), float(metrics["sampler_gap_max"][0]))

@@ -1,0 +1,179 @@
+"""From a data setting to rows that are ready to train on: read, rendered, checked, split into training and held-out.
+
+Everything is rendered before the first step, so a row that does not fit is reported at once, with its place. Which row
+a step takes is a pure function of (seed, step): there is no iterator state to lose.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, TypeVar
+
+from posttrain import rng
+from posttrain.chat.render import prompt, render, render_pair, render_text
+from posttrain.data.formats import Columns, Kind
+from posttrain.data.sources import Source, read
+from posttrain.errors import ConfigError, DataError
+from posttrain.models.load import Loaded
+from posttrain.records import Pair, Segment, Task, Text
+
+Row = TypeVar("Row")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Data:
+    """Where rows come from, and what is done with those that do not fit."""
+
+    path: str
+    """A file (.jsonl, .json, .jsonl.gz, .parquet), a pattern, "builtin:NAME" or "hf:NAME"."""
+    kind: Literal["auto", "text"] = "auto"
+    """auto: what the method needs, by its columns. text: plain documents, every token learned, no template."""
+    limit: int | None = None
+    """Read at most this many rows; for builtin data, make this many."""
+    eval_path: str | None = None
+    """A second source for evaluation."""
+    eval_rows: int = 0
+    """Without `eval_path`: hold out this many rows of `path` (for builtin tasks: of their test split) for evaluation."""
+    max_len: int | None = None
+    """Cut rows to this many tokens. None: the model's context. What was cut is counted and shown."""
+    on_bad_row: Literal["stop", "skip"] = "stop"
+    """stop: a row that does not fit ends the program with its place. skip: it is left out, counted and listed."""
+    columns: Columns = Columns()
+    """Column names, where they are unusual."""
+
+    def __post_init__(self):
+        if self.eval_rows < 0:
+            raise ConfigError(f"data.eval_rows = {self.eval_rows} cannot be negative; 0 holds out none")
+        if self.max_len is not None and self.max_len < 2:
+            raise ConfigError(f"data.max_len = {self.max_len}: a row needs a token of context and one to learn")
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Rows ready for use."""
+
+    train: list[Any]
+    held: list[Any]
+    path: str
+    skipped: tuple[str, ...] = ()
+    """Rows left out, with place and reason."""
+    truncated: int = 0
+    """Rows that lost tokens to `max_len`."""
+    longest: int = 0
+    """Tokens of the longest row."""
+
+
+@dataclass(frozen=True)
+class PairRow:
+    """A rendered pair."""
+
+    index: int
+    pair: tuple[Segment, Segment]
+    margin: float | None = None
+
+
+def demonstrations(data: Data, loaded: Loaded) -> Rows:
+    """Segments of demonstrations (or documents), for cross-entropy."""
+
+    def segments(record, where: str) -> list[Segment]:
+        length = data.max_len or loaded.context
+        if isinstance(record, Text):
+            return [render_text(record.text, loaded.tokenizer, max_len=length, where=where)]
+        return render(record.messages, loaded.template, loaded.tokenizer, max_len=length, where=where)
+
+    kind: Kind = "text" if data.kind == "text" else "sft"
+    train, held, notes = _rendered(data, kind, segments)
+    flat = [s for row in train for s in row]
+    return _rows(data, flat, [s for row in held for s in row], notes, flat)
+
+
+def pairs(data: Data, loaded: Loaded) -> Rows:
+    """Rendered pairs, for preference losses and reward models."""
+
+    def one(record: Pair, where: str) -> PairRow:
+        length = data.max_len or loaded.context
+        return PairRow(-1, render_pair(record, loaded.template, loaded.tokenizer, max_len=length, where=where), record.margin)
+
+    train, held, notes = _rendered(data, "preference", one)
+    numbered = [PairRow(i, row.pair, row.margin) for i, row in enumerate(train + held)]
+    train, held = numbered[: len(train)], numbered[len(train) :]
+    return _rows(data, train, held, notes, [s for row in train for s in row.pair])
+
+
+def tasks(data: Data, loaded: Loaded) -> Rows:
+    """Tasks whose prompts leave room for an answer, for rollouts."""
+    lengths: list[int] = []
+
+    def one(record: Task, where: str) -> Task:
+        lengths.append(len(prompt(record.prompt, loaded.template, loaded.tokenizer)))
+        if lengths[-1] >= (data.max_len or loaded.context):
+            raise DataError(f"{where}: the prompt has {lengths[-1]} tokens; the context holds {loaded.context}")
+        return record
+
+    train, held, notes = _rendered(data, "prompt", one)
+    return Rows(train, held, data.path, tuple(notes), 0, max(lengths))
+
+
+def pick(rows: Sequence[Row], step: int, n: int, seed: int) -> list[Row]:
+    """The n rows of a step, from endless shuffled epochs: a pure function of its arguments."""
+    return [rows[rng.epoch_item(step * n + i, len(rows), seed, "data")] for i in range(n)]
+
+
+def steps_for(cfg: Any, rows: int) -> int:
+    """Optimizer steps of a config with `steps`, `epochs` and `batch_size`."""
+    if cfg.steps is not None:
+        return cfg.steps
+    return max(1, math.ceil(cfg.epochs * rows / cfg.batch_size))
+
+
+def report(rows: Rows) -> str:
+    """What was read, in one sentence, with everything that was left out or cut."""
+    text = f"{len(rows.train)} rows of {rows.path}, the longest of {rows.longest} tokens"
+    text += f", {len(rows.held)} held out" if rows.held else ""
+    text += f"; {rows.truncated} cut to fit" if rows.truncated else ""
+    if rows.skipped:
+        text += f"; {len(rows.skipped)} left out: " + "; ".join(rows.skipped[:3])
+        text += "; ..." if len(rows.skipped) > 3 else ""
+    return text + "."
+
+
+def _rendered(data: Data, kind: Kind, make) -> tuple[list, list, list[str]]:
+    """Training and held-out rows of a setting, and what was left out."""
+    notes: list[str] = []
+
+    def all_of(source: Source) -> list:
+        notes.extend(source.skipped)
+        made = []
+        for i, record in enumerate(source.records):
+            where = getattr(record, "meta", {}).get("where", f"{source.path}, record {i + 1}")
+            try:
+                made.append(make(record, where))
+            except DataError as error:
+                if data.on_bad_row == "stop":
+                    raise DataError(f'{error}. Set data.on_bad_row = "skip" to leave such rows out.') from None
+                notes.append(str(error))
+        return made
+
+    def source(path: str, limit: int | None) -> Source:
+        return read(path, kind, columns=data.columns, on_bad_row=data.on_bad_row, limit=limit)
+
+    limit = None if data.limit is None else data.limit + (0 if data.eval_path else data.eval_rows)
+    if data.eval_path:
+        train, held = all_of(source(data.path, limit)), all_of(source(data.eval_path, data.eval_rows or None))
+    elif data.eval_rows and kind == "prompt" and data.path.startswith("builtin:"):
+        train, held = all_of(source(data.path, data.limit)), all_of(source(f"{data.path}:test", data.eval_rows))
+    else:
+        rows = all_of(source(data.path, limit))
+        cut = len(rows) - data.eval_rows
+        train, held = rows[:cut], rows[cut:]
+    if not train:
+        raise DataError(
+            f"{data.path}: no row is left to train on ({len(notes)} left out, {len(held)} held out). "
+            + (f"The first: {notes[0]}" if notes else "Lower data.eval_rows.")
+        )
+    return train, held, notes
+
+
+def _rows(data: Data, train: list, held: list, notes: list[str], segments: Sequence[Segment]) -> Rows:
+    truncated = sum(s.truncated > 0 for s in segments)
+    return Rows(train, held, data.path, tuple(notes), truncated, max(len(s.tokens) for s in segments))
