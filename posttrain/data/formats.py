@@ -308,6 +308,6 @@ def _margin(row: Row, columns: Columns) -> float | None:
 
 
 def _meta(row: Row, columns: Columns, used: Sequence[str], where: str) -> dict[str, Any]:
-    """The columns that no part of the record came from, and `row`: where the record was read."""
+    """The columns that no part of the record came from, and `where`: the place it was read from."""
     taken = {columns.find(part, row) for part in used}
-    return {"row": where} | {name: value for name, value in row.items() if name not in taken}
+    return {"where": where} | {name: value for name, value in row.items() if name not in taken}

@@ -118,9 +118,9 @@ def _llama_names(raw: dict[str, np.ndarray], layers: int, head_dim: int, tied: b
 def tokenizer_from_llama2c(path: str | Path) -> tokenizers.Tokenizer:
     """A `tokenizers` BPE with byte fallback that encodes as llama2.c does from this vocabulary file.
 
-    llama2.c repeatedly joins the adjacent pair whose union scores best. A BPE merge list says the same when every way to
-    split a piece into two known pieces is listed, ordered by the score of the whole. Raises ModelError where
-    the file is cut.
+    llama2.c repeatedly joins the adjacent pair whose union scores best. A BPE merge list says the same when every way
+    to split a piece into two known pieces is listed, ordered by the score of the whole. Raises ModelError where the
+    file is cut.
     """
     pieces = _pieces(path)
     vocab = {text: index for index, (text, _) in enumerate(pieces)}

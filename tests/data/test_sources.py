@@ -56,7 +56,7 @@ def test_every_format_gives_the_same_records(tmp_path):
         assert [record.messages for record in source.records] == expected
         assert (source.skipped, source.columns_seen) == ((), ("prompt", "completion"))
     everything = read(f"{tmp_path}/*.jsonl*", "sft").records
-    assert [r.meta["row"] for r in everything[2:4]] == ["a.jsonl, line 5", "b.jsonl.gz, line 1"]
+    assert [r.meta["where"] for r in everything[2:4]] == ["a.jsonl, line 5", "b.jsonl.gz, line 1"]
 
 
 def test_parquet(tmp_path):
@@ -68,7 +68,7 @@ def test_parquet(tmp_path):
     ]
     parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "a.parquet")
     records = read(tmp_path / "a.parquet", "sft").records
-    assert records[1] == Example((user("a"), said("b")), {"row": "a.parquet, row 2", "n": 2})
+    assert records[1] == Example((user("a"), said("b")), {"where": "a.parquet, row 2", "n": 2})
     (tmp_path / "b.parquet").write_bytes(b"PAR1 nothing")
     with pytest.raises(DataError, match="not a readable Parquet file"):
         read(tmp_path / "b.parquet", "sft")
@@ -96,7 +96,7 @@ def test_hub_names(monkeypatch):
 
     monkeypatch.setitem(sys.modules, "datasets", Hub)
     for name in ("hf:o/gsm8k", "hf:o/gsm8k:test", "hf:o/gsm8k@main:test"):
-        assert read(name, "text").records == (Text("t", {"row": "hf:o/gsm8k, row 0"}),)
+        assert read(name, "text").records == (Text("t", {"where": "hf:o/gsm8k, row 0"}),)
     assert asked == [("o/gsm8k", None, "train"), ("o/gsm8k", None, "test"), ("o/gsm8k", "main", "test")]
 
 
@@ -132,7 +132,7 @@ def test_openai_messages(one):
             Message("tool", "7", name="f"),
             said("7"),
         ),
-        {"row": "d.jsonl, line 1", "source": "hand"},
+        {"where": "d.jsonl, line 1", "source": "hand"},
     )
 
 
@@ -155,7 +155,7 @@ def test_prompt_completion_and_text(one):
     assert one(
         {"prompt": [{"role": "user", "content": "q"}], "completion": [{"role": "assistant", "content": "a"}]}, "sft"
     )
-    assert one({"text": "once"}, "sft") == Text("once", {"row": "d.jsonl, line 1"})
+    assert one({"text": "once"}, "sft") == Text("once", {"where": "d.jsonl, line 1"})
     assert one({"frage": "q", "reply": "a"}, "sft", prompt="frage", completion="reply").messages == (
         user("q"),
         said("a"),
@@ -191,7 +191,7 @@ def test_reasoning_parts_become_thoughts(one):
     ids=["strings", "messages", "sharegpt", "transcript", "implicit prompt", "prompt said twice"],
 )
 def test_pairs(one, row):
-    assert one(row, "preference") == Pair((user("q"),), (said("a"),), (said("b"),), None, {"row": "d.jsonl, line 1"})
+    assert one(row, "preference") == Pair((user("q"),), (said("a"),), (said("b"),), None, {"where": "d.jsonl, line 1"})
 
 
 def test_margin_from_a_column_or_two_scores(one):
@@ -231,10 +231,10 @@ def test_pairs_that_are_none(one, row, reason):
 
 def test_tasks(one):
     assert one({"question": "q", "answer": "so\n#### 72", "level": 2}, "prompt") == Task(
-        "d.jsonl, line 1", (user("q"),), "72", {"row": "d.jsonl, line 1", "level": 2, "solution": "so\n#### 72"}
+        "d.jsonl, line 1", (user("q"),), "72", {"where": "d.jsonl, line 1", "level": 2, "solution": "so\n#### 72"}
     )
     assert one({"id": 7, "problem": "p", "target": 3.5}, "prompt").answer == "3.5"
-    assert one({"id": 7, "problem": "p"}, "prompt") == Task("7", (user("p"),), None, {"row": "d.jsonl, line 1"})
+    assert one({"id": 7, "problem": "p"}, "prompt") == Task("7", (user("p"),), None, {"where": "d.jsonl, line 1"})
     chat = {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]}
     assert (one(chat, "prompt").prompt, one(chat, "prompt").answer) == ((user("q"),), "a")
     row = {"prompt": "q", "answer": "wrong", "gold": "right"}
