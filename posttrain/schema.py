@@ -26,6 +26,7 @@ class Bad(Exception):
 
 @functools.cache
 def hints(cls: type) -> dict[str, Any]:
+    """Field name -> type, with annotations written as text resolved."""
     return get_type_hints(cls)
 
 
@@ -58,6 +59,7 @@ def kind_of(cls: type, keys: Sequence[str]) -> Any:
 
 
 def default(f: Field) -> Any:
+    """The default of a field, MISSING where it is required."""
     return f.default if f.default_factory is MISSING else f.default_factory()
 
 
@@ -229,6 +231,7 @@ def _from_table(cls: type, table: Mapping) -> Any:
 
 
 def show(value: Any) -> str:
+    """A value as it is written in messages: text in quotes, true and false, none."""
     if isinstance(value, (str, Path)):
         return f'"{value}"'
     if isinstance(value, bool):

@@ -123,6 +123,8 @@ class RMSNorm(nn.Module):
 
 
 class SelfAttention(nn.Module):
+    """Grouped-query attention with rotary positions; how keys are found is the argument `attention`."""
+
     def __init__(self, cfg: ModelConfig):
         super().__init__()
         d, h, k, hd = cfg.hidden_size, cfg.num_attention_heads, cfg.num_key_value_heads, cfg.head_dim
@@ -144,6 +146,8 @@ class SelfAttention(nn.Module):
 
 
 class MLP(nn.Module):
+    """SwiGLU (Shazeer 2020): down( silu(gate(x)) · up(x) )."""
+
     def __init__(self, cfg: ModelConfig):
         super().__init__()
         self.gate_proj = nn.Linear(cfg.hidden_size, cfg.intermediate_size, bias=cfg.mlp_bias)
@@ -155,6 +159,8 @@ class MLP(nn.Module):
 
 
 class Layer(nn.Module):
+    """Attention and MLP, each behind a norm and added to the stream."""
+
     def __init__(self, cfg: ModelConfig):
         super().__init__()
         self.self_attn = SelfAttention(cfg)

@@ -17,6 +17,7 @@ from posttrain.models.decoder import Decoder
 from posttrain.models.heads import ScalarModel
 from posttrain.models.hf_format import load_folder
 from posttrain.models.tokenizers import Tokenizer
+from posttrain.train.folder import found, read_result
 
 EMBEDDED = {"base": "base-1", "base-1": "base-1"}
 """Names of the models inside the package, and their folders in assets/."""
@@ -103,16 +104,13 @@ def frozen_copy(model: Decoder) -> Decoder:
 
 
 def _of_run(folder: Path) -> Path:
-    from posttrain.train import checkpoint
-    from posttrain.train.run import read_result
-
     result = read_result(folder)
     if result is not None and result.model is not None:
         return Path(result.model)
-    found = checkpoint.found(folder / "checkpoints")
-    if not found:
+    checkpoints = found(folder / "checkpoints")
+    if not checkpoints:
         raise ModelError(f"the run {folder} has no checkpoint yet. Let it train until its first one (run.save_every).")
-    return found[-1]
+    return checkpoints[-1]
 
 
 def _from_hub(name: str) -> Path:

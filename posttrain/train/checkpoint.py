@@ -15,13 +15,13 @@ the folder itself, which is therefore also a model folder that other libraries l
 import errno
 import json
 import os
-import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
 from posttrain.errors import RunError
+from posttrain.train.folder import found
 from posttrain.train.metrics import lookup
 
 
@@ -103,11 +103,6 @@ def read_record(folder: Path) -> dict[str, Any]:
 def steps_of(folder: Path) -> int:
     """How many steps were done when this checkpoint was written."""
     return int(folder.name.removeprefix("step-"))
-
-
-def found(root: Path) -> list[Path]:
-    """All whole checkpoints, oldest first. Unfinished drafts of a killed process do not count."""
-    return sorted(p for p in root.glob("step-*") if re.fullmatch(r"step-\d{6,}", p.name) and p.is_dir())
 
 
 def best(root: Path, metric: str) -> Path | None:

@@ -1,8 +1,12 @@
-"""What a run folder is, seen from outside: is it one, who holds it, how does its config differ, what came of it."""
+"""What a run folder is, seen from outside: is it one, who holds it, how does its config differ, what came of it.
+
+Low in the layers and without torch: whoever takes a model by name must be able to look into a run.
+"""
 
 import fcntl
 import json
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,6 +44,11 @@ def read_result(folder: Path | str) -> Result | None:
     raw = json.loads(path.read_text())
     last, best = raw["checkpoint"], raw["best"]
     return Result(folder, raw["steps"], raw["metrics"], last and folder / last, best and folder / best)
+
+
+def found(root: Path) -> list[Path]:
+    """All whole checkpoints in a run's `checkpoints`, oldest first; unfinished drafts do not count."""
+    return sorted(p for p in root.glob("step-*") if re.fullmatch(r"step-\d{6,}", p.name) and p.is_dir())
 
 
 def size(path: Path) -> int:

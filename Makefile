@@ -1,0 +1,45 @@
+# Every target makes what it needs and can be called again at any time. `make demo` is the place to start.
+PYTHON ?= python3
+ENV := .venv
+BIN := $(ENV)/bin
+PIP := $(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt
+
+.PHONY: demo test test-slow packaging base bench-check wheel lint clean
+
+demo: $(ENV)/.installed                   ## the whole pipeline on the embedded base
+	$(BIN)/posttrain demo
+
+test: $(ENV)/.installed-dev lint          ## style, all default tests, then the wheel in an empty environment
+	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -m packaging
+
+test-slow: $(ENV)/.installed-dev          ## tests that take minutes
+	$(BIN)/python -m pytest -q -m "slow or parity"
+
+base: $(ENV)/.installed-dev               ## pre-train the embedded base again (hours on two cores); resumes
+	$(BIN)/python -m posttrain.assets.pretrain runs/base
+
+bench-check: $(ENV)/.installed-dev        ## measure times and compare with the recorded ones
+	$(BIN)/python benchmarks/check.py
+
+wheel: $(ENV)/.installed-dev              ## dist/*.whl
+	rm -rf build dist
+	$(BIN)/python -m pip wheel -q --no-deps -w dist .
+
+lint: $(ENV)/.installed-dev               ## style
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+clean:                                    ## everything that was made here, except runs
+	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .hypothesis $(ENV)
+
+# torch first: its version decides every digit.
+$(ENV)/.installed: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(ENV)
+	$(PIP) torch==2.13.0
+	$(PIP) -e .
+	touch $@
+
+$(ENV)/.installed-dev: $(ENV)/.installed
+	$(PIP) -e ".[dev,hf,data,book]"
+	touch $@
