@@ -18,7 +18,8 @@ from posttrain.objectives.kl import (
     tilted,
 )
 
-P, Q = torch.tensor([0.5, 0.3, 0.2]), torch.tensor([0.25, 0.25, 0.5])
+P = torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64)
+Q = torch.tensor([0.25, 0.25, 0.5], dtype=torch.float64)
 
 
 @pytest.mark.parametrize("case", oracle.cases("kl", "exact"))

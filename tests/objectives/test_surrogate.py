@@ -17,8 +17,9 @@ from posttrain.objectives.surrogate import (
     mismatch_weight,
 )
 
-LOGP, OLD = torch.tensor([[-1.0, -2, -0.5, -3]]), torch.tensor([[-1.2, -1.5, -0.5, -4]])
-SAMPLER = torch.tensor([[-1.3, -1.5, -0.6, -4.2]])
+LOGP = torch.tensor([[-1.0, -2, -0.5, -3]], dtype=torch.float64)
+OLD = torch.tensor([[-1.2, -1.5, -0.5, -4]], dtype=torch.float64)
+SAMPLER = torch.tensor([[-1.3, -1.5, -0.6, -4.2]], dtype=torch.float64)
 ALL = torch.ones(1, 4, dtype=torch.bool)
 EVERY = [
     Clip(),

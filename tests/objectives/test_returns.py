@@ -1,0 +1,165 @@
+"""Returns and GAE: peers on prefix masks and on masks with holes, loops, and the two ends of λ."""
+
+import math
+
+import oracle
+import pytest
+import torch
+
+from posttrain.errors import ConfigError
+from posttrain.objectives.advantages import whiten
+from posttrain.objectives.returns import (
+    explained_variance,
+    gae,
+    last_token,
+    length_adaptive_lambda,
+    rewards_to_go,
+    token_rewards,
+)
+
+REWARDS = torch.tensor([[0.0, 0, 0, 1]], dtype=torch.float64)
+VALUES = torch.tensor([[0.2, 0.5, 0.4, 0.8]], dtype=torch.float64)
+ALL = torch.ones(1, 4, dtype=torch.bool)
+
+
+def data(n=6, t=8):
+    mask = torch.rand(n, t) < 0.6
+    mask[:, 0], mask[:, 1] = False, True
+    return torch.randn(n, t), torch.randn(n, t), mask
+
+
+@pytest.mark.parametrize("case", oracle.cases("gae", "verl", "verl_holes"))
+def test_gae_equals_verl(case):
+    mask = case["mask"] > 0
+    advantages, targets = gae(case["rewards"], case["values"], mask, gamma=case.hyper["gamma"], lam=case.hyper["lam"])
+    case.check("advantages_raw", advantages)
+    case.check("returns", targets)
+    torch.testing.assert_close(whiten(advantages, mask), case.outputs["advantages_whitened"], atol=1e-7, rtol=1e-7)
+
+
+@pytest.mark.parametrize("case", oracle.cases("gae", "openrlhf"))
+def test_gae_equals_openrlhf_where_the_mask_has_no_holes(case):
+    mask = case["mask"] > 0
+    prefix = mask == (torch.arange(mask.shape[1]) < mask.sum(1, keepdim=True))
+    rows = prefix.all(1)
+    assert rows.any()
+    advantages, targets = gae(case["rewards"], case["values"], mask, gamma=case.hyper["gamma"], lam=case.hyper["lam"])
+    for value, name in ((advantages, "advantages"), (targets, "returns")):
+        expected = torch.where(mask, case.outputs[name], 0.0)
+        torch.testing.assert_close(value[rows], expected[rows].to(value.dtype), atol=case.atol, rtol=case.rtol)
+
+
+@pytest.mark.parametrize("case", oracle.cases("gae", "discounted_returns"))
+def test_rewards_to_go_equals_the_oracle(case):
+    mask = case["mask"] > 0
+    returns = rewards_to_go(case["rewards"], mask, gamma=case.hyper["gamma"])
+    expected = torch.where(mask, case.outputs["returns"], 0.0)
+    torch.testing.assert_close(returns, expected.double(), atol=case.atol, rtol=case.rtol)
+
+
+@pytest.mark.parametrize(
+    "lam, advantages",
+    [
+        (0.0, (0.3, -0.1, 0.4, 0.2)),
+        (0.5, (0.375, 0.15, 0.5, 0.2)),
+        (0.95, (0.737475, 0.4605, 0.59, 0.2)),
+        (1.0, (0.8, 0.5, 0.6, 0.2)),
+    ],
+)
+def test_gae_worked_numbers(lam, advantages):
+    found, targets = gae(REWARDS, VALUES, ALL, lam=lam)
+    torch.testing.assert_close(found, torch.tensor([advantages]))
+    torch.testing.assert_close(targets, found + VALUES)
+
+
+def test_gae_against_the_double_sum():
+    """A_t = Σ_l (γλ)^l δ_{t+l} over the policy's own tokens, with a value after the last one."""
+    rewards, values, mask = data()
+    last = torch.randn(6)
+    gamma, lam = 0.9, 0.7
+    advantages, _ = gae(rewards, values, mask, gamma=gamma, lam=lam, last_value=last)
+    for n in range(6):
+        at = mask[n].nonzero().flatten().tolist()
+        r, v = rewards[n, at].tolist(), [*values[n, at].tolist(), float(last[n])]
+        delta = [r[k] + gamma * v[k + 1] - v[k] for k in range(len(r))]
+        for k, t in enumerate(at):
+            expected = sum((gamma * lam) ** (i - k) * delta[i] for i in range(k, len(r)))
+            assert math.isclose(advantages[n, t], expected, rel_tol=1e-9, abs_tol=1e-12)
+
+
+def test_gae_at_the_two_ends_of_lambda():
+    rewards, values, mask = data()
+    advantages, targets = gae(rewards, values, mask, gamma=0.9, lam=1.0)
+    returns = rewards_to_go(rewards, mask, gamma=0.9)
+    torch.testing.assert_close(advantages[mask], (returns - values)[mask])
+    torch.testing.assert_close(targets, returns)
+    per_row, _ = gae(rewards, values, mask, gamma=0.9, lam=torch.tensor([0.0, 1, 0, 1, 0, 1]))
+    torch.testing.assert_close(per_row[1::2], advantages[1::2])
+    torch.testing.assert_close(per_row[::2], gae(rewards, values, mask, gamma=0.9, lam=0.0)[0][::2])
+
+
+def test_tool_tokens_are_stepped_over():
+    """Putting masked tokens between the policy's own changes nothing about the policy's own."""
+    rewards, values, _ = data()
+    whole = torch.ones(6, 8, dtype=torch.bool)
+    wide = torch.zeros(6, 16, dtype=torch.bool)
+    wide[:, ::2] = True
+
+    def spread(x):
+        out = torch.full((6, 16), math.nan)
+        out[:, ::2] = x
+        return out
+
+    for f in (lambda r, v, m: gae(r, v, m, gamma=0.9, lam=0.8)[0], lambda r, v, m: rewards_to_go(r, m, gamma=0.9)):
+        found = f(spread(rewards), spread(values), wide)
+        torch.testing.assert_close(found[:, ::2], f(rewards, values, whole))
+        assert not found[:, 1::2].any()
+
+
+def test_rewards_to_go_example():
+    mask = torch.ones(1, 3, dtype=torch.bool)
+    assert rewards_to_go(torch.tensor([[1.0, 0, 2]]), mask, gamma=0.5).tolist() == [[1.5, 1, 2]]
+
+
+def test_last_token():
+    mask = torch.tensor([[False, True, True, False, True, False], [False] * 6])
+    assert last_token(mask).nonzero().tolist() == [[0, 4]]
+
+
+def test_token_rewards_worked_numbers():
+    old, ref = torch.tensor([[0.5, 0.4, 0.9]]).log(), torch.tensor([[0.25, 0.5, 0.9]]).log()
+    mask = torch.ones(1, 3, dtype=torch.bool)
+    rewards = token_rewards(torch.tensor([1.0]), mask, kl=old - ref, beta=0.1)
+    assert [round(x, 6) for x in rewards[0].tolist()] == [-0.069315, 0.022314, 1.0]
+    assert token_rewards(torch.tensor([2.0]), mask).tolist() == [[0, 0, 2.0]]
+
+
+@pytest.mark.parametrize("case", oracle.cases("ppo", "kl_in_reward_openrlhf"))
+def test_token_rewards_equal_openrlhf_under_the_mask(case):
+    mask = case["mask"] > 0
+    score = case["scores"].clamp(*case.hyper["reward_clip_range"])
+    rewards = token_rewards(score, mask, kl=case["kl"], beta=case.hyper["kl_coef"])
+    expected = torch.where(mask, case.outputs["rewards"], 0.0)
+    torch.testing.assert_close(rewards, expected.to(rewards.dtype), atol=case.atol, rtol=case.rtol)
+
+
+def test_token_rewards_add_up_and_read_only_the_mask():
+    _, kl, mask = data()
+    score = torch.randn(6)
+    rewards = token_rewards(score, mask, kl=torch.where(mask, kl, math.nan).requires_grad_(), beta=0.3)
+    torch.testing.assert_close(rewards.sum(1), score - 0.3 * (kl * mask).sum(1))
+    assert not rewards[~mask].any() and not rewards.requires_grad
+    with pytest.raises(ConfigError, match="without a kl"):
+        token_rewards(score, mask, beta=0.3)
+
+
+def test_length_adaptive_lambda():
+    mask = torch.arange(1000) < torch.tensor([[100], [1000], [5]])
+    torch.testing.assert_close(length_adaptive_lambda(mask), torch.tensor([0.8, 0.98, 0.0]))
+
+
+def test_explained_variance():
+    _, targets, mask = data()
+    assert math.isclose(explained_variance(targets, targets, mask), 1)
+    assert abs(explained_variance(torch.full_like(targets, 5.0), targets, mask)) < 1e-12
+    assert explained_variance(-targets, targets, mask) < 0
