@@ -70,9 +70,12 @@ class Completion:
 
 
 class Sampler(Protocol):
-    """Writes completions. `version` is the learner's version of the weights it uses."""
+    """Writes completions."""
 
     version: int
+    """The learner's version of the weights in use."""
+    context: int
+    """Longest prompt with completion, in tokens."""
 
     def generate(
         self, prompts: Sequence[Sequence[int]], params: SamplingParams, seeds: Sequence[int]

@@ -1,0 +1,1 @@
+"""Environments: the port (`base`) and the only loop that talks to them (`rollout`)."""

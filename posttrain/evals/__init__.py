@@ -1,0 +1,1 @@
+"""Evaluations: intervals and unbiased estimates (`stats`)."""

@@ -1,0 +1,1 @@
+"""Rewards: the port and the weighted sum (`base`), and exact checkers (`exact`)."""
