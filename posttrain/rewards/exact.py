@@ -22,8 +22,8 @@ def exact_number(task: Task, trajectory: Trajectory) -> Score:
     r"""1 where the answer's number equals the gold answer's as an exact fraction, else 0.
 
     The number is read from the last \boxed{...}, else from what follows the last "####", else from the whole text; the
-    last number there counts. "1,234.50", "-3", ".5", "1e3", "3/4" and "\frac{3}{4}" are numbers. None where the task has
-    no gold number.
+    last number there counts. "1,234.50", "-3", ".5", "1e3", "3/4" and "\frac{3}{4}" are numbers. None where the
+    task has no gold number.
     """
     gold = None if task.answer is None else read_number(task.answer)
     if gold is None:

@@ -184,6 +184,17 @@ def test_float32_agrees_with_itself_in_other_company_but_for_rounding():
     assert sum(a.tokens != b.tokens for a, b in zip(one, other, strict=True)) <= 1
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_a_gpu_draws_what_the_cpu_draws(model):
+    asked = prompts(70, seed=10)
+    want = TorchSampler(model, slots=16).generate(asked, FREE, range(70))
+    got = TorchSampler(random_model().cuda(), slots=16).generate(asked, FREE, range(70))
+    assert [c.tokens for c in got] == [c.tokens for c in want]
+    for a, b in zip(got, want, strict=True):
+        assert a.logp == pytest.approx(b.logp, abs=1e-5)  # rotation angles are float32, whose cosines may differ
+
+
 # --- the law of a draw -------------------------------------------------------------------------------------------
 
 
