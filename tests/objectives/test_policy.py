@@ -250,14 +250,14 @@ def test_only_logp_and_entropy_get_a_gradient():
 
 def test_metrics_with_a_pencil():
     logp = torch.tensor([[0.0, -1.0, -1.0, -1.0]])
-    near = {"old": logp - torch.tensor([[0.0, 0.0, 0.5, -0.5]]), "ref": logp + 0.1, "sampled": logp}
+    near = {"old": logp - torch.tensor([[0.0, 0.0, 0.5, -0.4]]), "ref": logp + 0.1, "sampled": logp}
     advantage, mask = torch.tensor([[9.0, 1.0, 1.0, -1.0]]), torch.tensor([[False, True, True, True]])
     _, metrics = call(Objective(), logp, near, advantage, mask, entropy=torch.full((1, 4), 0.7))
     mean = {k: float(s) / float(n) for k, (s, n) in metrics.items()}
     expected = {
-        "ratio_mean": (1 + math.exp(0.5) + math.exp(-0.5)) / 3,
+        "ratio_mean": (1 + math.exp(0.5) + math.exp(-0.4)) / 3,
         "ratio_max": math.exp(0.5),
-        "kl_old": (math.exp(0.5) - 1.5 + math.exp(-0.5) - 0.5) / 3,  # ρ - 1 - log ρ
+        "kl_old": (math.exp(0.5) - 1.5 + math.exp(-0.4) - 0.6) / 3,  # ρ - 1 - log ρ: samples are of π_old
         "clip_share": 2 / 3,
         "clip_low_share": 1 / 3,
         "clip_high_share": 1 / 3,
@@ -266,7 +266,7 @@ def test_metrics_with_a_pencil():
         "kl_ref_k1": -0.1,
         "kl_ref_k2": 0.005,
         "kl_ref_k3": math.exp(0.1) - 1.1,
-        "sampler_gap_mean": 1 / 3,
+        "sampler_gap_mean": 0.3,
         "sampler_gap_max": 0.5,
         "entropy": 0.7,
     }
