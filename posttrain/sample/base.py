@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from posttrain.errors import ConfigError
+from posttrain.errors import ConfigError, DataError
 from posttrain.records import Stop
 
 
@@ -56,6 +56,15 @@ class SamplingParams:
         return self.temperature or 1.0
 
 
+def per_request(params: SamplingParams | Sequence[SamplingParams], n: int) -> list[SamplingParams]:
+    """n params, from one for all or one per request. Raises DataError where their number is another."""
+    if isinstance(params, SamplingParams):
+        return [params] * n
+    if len(params) != n:
+        raise DataError(f"{n} prompts came with {len(params)} sampling params; give one for all, or one per prompt")
+    return list(params)
+
+
 @dataclass(frozen=True)
 class Completion:
     """What one request got. Every tuple has one entry per token; the stop token, if any, is the last."""
@@ -78,9 +87,15 @@ class Sampler(Protocol):
     """Longest prompt with completion, in tokens."""
 
     def generate(
-        self, prompts: Sequence[Sequence[int]], params: SamplingParams, seeds: Sequence[int]
+        self,
+        prompts: Sequence[Sequence[int]],
+        params: SamplingParams | Sequence[SamplingParams],
+        seeds: Sequence[int],
     ) -> list[Completion]:
-        """One completion per prompt, in order. Requests with the same prompt and seed get the same completion."""
+        """One completion per prompt, in order. params: one for all, or one per prompt.
+
+        Requests with the same prompt, params and seed get the same completion.
+        """
         ...
 
     def update(self, policy: Any) -> None:

@@ -18,7 +18,7 @@ from posttrain import rng
 from posttrain.errors import ConfigError, DataError, InvariantError, NonFiniteError
 from posttrain.models.decoder import Cache, Decoder, decode_attention, prefill_attention
 from posttrain.records import Stop
-from posttrain.sample.base import Completion, SamplingParams
+from posttrain.sample.base import Completion, SamplingParams, per_request
 
 _PREFILL_TOKENS = 16384  # prompts computed in one pass hold at most this many tokens (or are one prompt)
 
@@ -52,21 +52,25 @@ class TorchSampler:
 
     @torch.inference_mode()
     def generate(
-        self, prompts: Sequence[Sequence[int]], params: SamplingParams, seeds: Sequence[int]
+        self,
+        prompts: Sequence[Sequence[int]],
+        params: SamplingParams | Sequence[SamplingParams],
+        seeds: Sequence[int],
     ) -> list[Completion]:
-        """One completion per prompt, in order.
+        """One completion per prompt, in order. params: one for all, or one per prompt.
 
         Raises DataError for a prompt that is empty or leaves no room in the context, NonFiniteError for logits that are
         no numbers.
         """
         if not prompts:
             return []
+        params = per_request(params, len(prompts))
         limits = self._limits(prompts, params, seeds)
+        laws = _Laws(params, self.model.head_weight)
         cache = self._cache(
             min(self.slots, len(prompts)), max(len(p) + n for p, n in zip(prompts, limits, strict=True))
         )
         record = _Record(len(prompts), max(limits), self.model.head_weight)
-        stops = self._stop_table(params)
         live, begun = _Live.none(self.model.head_weight.device), 0
         while begun < len(prompts) or len(live):
             free, waiting = self.slots - len(live), len(prompts) - begun
@@ -80,13 +84,13 @@ class TorchSampler:
                     self.model.flat(live.token, live.place - 1, decode_attention(cache, live.place - 1))
                 )
                 live, new = _Live.none(logits.device), live
-            new.token, logp, kept = choose(logits, params, rng.uniform(new.seed, new.place))
+            new.token, logp, kept = laws.choose(logits, new)
             record.write(new.cell, new.token, logp, kept)
             live = live.join(new.advance())
-            live = self._retire(cache, live, stops, record)
+            live = self._retire(cache, live, laws, record)
         return record.completions(params)
 
-    def _limits(self, prompts, params: SamplingParams, seeds) -> list[int]:
+    def _limits(self, prompts, params: Sequence[SamplingParams], seeds) -> list[int]:
         """Tokens that each completion may have."""
         if len(seeds) != len(prompts):
             raise DataError(f"{len(prompts)} prompts came with {len(seeds)} seeds; every request needs its own seed")
@@ -97,15 +101,7 @@ class TorchSampler:
                     f"prompt {i} has {len(prompt)} tokens (it starts with ids {start or '-'}), but the context holds "
                     f"{self.context}, one of them for an answer. Shorten or drop it; an empty one needs a first token."
                 )
-        return [min(params.max_tokens, self.context - len(p)) for p in prompts]
-
-    def _stop_table(self, params: SamplingParams) -> Tensor:
-        weight = self.model.head_weight
-        if params.stop_ids and max(params.stop_ids) >= len(weight):
-            raise DataError(f"stop id {max(params.stop_ids)} is outside of the vocabulary of {len(weight)} tokens")
-        table = torch.zeros(len(weight), dtype=torch.bool, device=weight.device)
-        table[list(params.stop_ids)] = True
-        return table
+        return [min(s.max_tokens, self.context - len(p)) for s, p in zip(params, prompts, strict=True)]
 
     def _cache(self, slots: int, length: int) -> Cache:
         """Memory for this call: the last call's where it is large enough and of the model's type and place."""
@@ -145,9 +141,9 @@ class TorchSampler:
             cache.copy(first[row][copies], slot[copies], int(lengths.max()))
         return self.model.logits(hidden[ends - 1])[row]
 
-    def _retire(self, cache: Cache, live: "_Live", stops: Tensor, record: "_Record") -> "_Live":
+    def _retire(self, cache: Cache, live: "_Live", laws: "_Laws", record: "_Record") -> "_Live":
         """Drop finished sequences; the last live ones move into their slots, so that the live stay the first M."""
-        done = stops[live.token] | (live.cell >= live.end)
+        done = laws.stopped(live) | (live.cell >= live.end)
         if not done.any():
             return live
         record.length[live.request[done]] = live.cell[done] - live.request[done] * record.width
@@ -202,11 +198,46 @@ class _Live:
         return self
 
 
+class _Laws:
+    """How each request chooses and where it stops: usually one way for all, else rows of a step are sorted by it."""
+
+    def __init__(self, params: Sequence[SamplingParams], weight: Tensor):
+        ways: dict[tuple, int] = {}
+        of = [ways.setdefault((p.temperature, p.top_p, p.top_k, p.stop_ids), len(ways)) for p in params]
+        self.ways = [params[of.index(i)] for i in range(len(ways))]
+        self.of = torch.tensor(of, device=weight.device)
+        self.stops = torch.zeros(len(ways), len(weight), dtype=torch.bool, device=weight.device)
+        for row, way in zip(self.stops, self.ways, strict=True):
+            if way.stop_ids and max(way.stop_ids) >= len(weight):
+                raise DataError(f"stop id {max(way.stop_ids)} is outside of the vocabulary of {len(weight)} tokens")
+            row[list(way.stop_ids)] = True
+
+    def choose(self, logits: Tensor, new: _Live) -> tuple[Tensor, Tensor, Tensor | None]:
+        u = rng.uniform(new.seed, new.place)
+        if len(self.ways) == 1:
+            return choose(logits, self.ways[0], u)
+        way = self.of[new.request]
+        token = torch.zeros_like(new.request)
+        logp = torch.zeros(len(token), dtype=_precision(logits), device=logits.device)
+        kept = torch.zeros_like(logp)
+        for i in way.unique().tolist():
+            rows = (way == i).nonzero()[:, 0]
+            token[rows], logp[rows], cut = choose(logits[rows], self.ways[i], u[rows])
+            if cut is not None:
+                kept[rows] = cut
+        return token, logp, kept
+
+    def stopped(self, live: _Live) -> Tensor:
+        if len(self.ways) == 1:
+            return self.stops[0][live.token]
+        return self.stops[self.of[live.request], live.token]
+
+
 class _Record:
     """All completions of a call in flat tensors of `width` cells per request."""
 
     def __init__(self, requests: int, width: int, like: Tensor):
-        dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
+        dtype = _precision(like)
         self.width = width
         self.tokens = torch.zeros(requests * width, dtype=torch.long, device=like.device)
         self.logp = torch.zeros(requests * width, dtype=dtype, device=like.device)
@@ -219,7 +250,7 @@ class _Record:
         if kept is not None:
             self.kept[cell] = kept
 
-    def completions(self, params: SamplingParams) -> list[Completion]:
+    def completions(self, params: Sequence[SamplingParams]) -> list[Completion]:
         if not self.logp.isfinite().all():
             bad = int((~self.logp.isfinite()).nonzero()[0, 0])
             raise NonFiniteError(
@@ -228,8 +259,8 @@ class _Record:
             )
         columns = [x.unflatten(0, (-1, self.width)).tolist() for x in (self.tokens, self.logp, self.kept)]
         out = []
-        for n, tokens, logp, kept in zip(self.length.tolist(), *columns, strict=True):
-            stop = Stop.END if tokens[n - 1] in params.stop_ids else Stop.LENGTH
+        for asked, n, tokens, logp, kept in zip(params, self.length.tolist(), *columns, strict=True):
+            stop = Stop.END if tokens[n - 1] in asked.stop_ids else Stop.LENGTH
             out.append(Completion(tuple(tokens[:n]), tuple(logp[:n]), tuple(kept[:n]), stop))
         return out
 
@@ -243,7 +274,7 @@ def choose(logits: Tensor, params: SamplingParams, u: Tensor) -> tuple[Tensor, T
     without a cut). Sums run in float64, so that a vocabulary of any size is sampled exactly. T = 0 takes the
     largest logit.
     """
-    logits = logits if logits.dtype == torch.float64 else logits.float()
+    logits = logits.to(_precision(logits))
     p = (logits if params.recorded_temperature == 1 else logits / params.temperature).softmax(-1)
     if params.temperature == 0:
         token = logits.argmax(-1)
@@ -266,6 +297,11 @@ def truncate(p: Tensor, top_k: int, top_p: float) -> Tensor:
         before = torch.cat((torch.zeros_like(mass[:, :1]), mass[:, :-1]), -1)
         top = top.masked_fill(before >= top_p * mass[:, -1:], 0.0)
     return torch.zeros_like(p).scatter_(1, index, top)
+
+
+def _precision(x: Tensor) -> torch.dtype:
+    """Probabilities are float32 at least."""
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
 def _at(p: Tensor, token: Tensor) -> Tensor:

@@ -176,6 +176,43 @@ def test_members_of_a_group_differ_and_share_one_prefill(model):
     assert len({c.tokens for c in got[:32]}) == 32
 
 
+MIXED = (
+    FREE,
+    SamplingParams(max_tokens=16, stop_ids=(3,), temperature=0.0),
+    SamplingParams(max_tokens=5, stop_ids=(4, 5), temperature=0.6),
+    SamplingParams(max_tokens=9, top_k=4, top_p=0.7),
+    SamplingParams(max_tokens=1),
+)
+
+
+def test_requests_may_each_have_their_own_params(model):
+    """In mixed company a request gets what it would get among requests that all ask as it does."""
+    asked = prompts(40, seed=11)
+    params = [MIXED[i % len(MIXED)] for i in range(40)]
+    got = TorchSampler(model, slots=6).generate(asked, params, range(40))
+    for i, p in enumerate(MIXED):
+        want = TorchSampler(model, slots=6).generate(asked, p, range(40))[i :: len(MIXED)]
+        same(got[i :: len(MIXED)], want)
+        for a, b in zip(got[i :: len(MIXED)], want, strict=True):
+            assert a.kept == pytest.approx(b.kept, abs=1e-11) and a.stop is b.stop
+    assert any(k < 0 for c in got[3 :: len(MIXED)] for k in c.kept)
+
+
+def test_a_list_of_equal_params_is_one_for_all(model):
+    asked = prompts(12, seed=12)
+    one = TorchSampler(model, slots=5).generate(asked, FREE, range(12))
+    assert TorchSampler(model, slots=5).generate(asked, [dataclasses.replace(FREE) for _ in asked], range(12)) == one
+
+
+def test_a_stop_id_of_one_request_does_not_stop_another(model):
+    free = TorchSampler(model).generate([[1, 2]], SamplingParams(max_tokens=12), [5])[0]
+    stop = free.tokens[4]
+    own = SamplingParams(max_tokens=12, stop_ids=(stop,))
+    got = TorchSampler(model).generate([[1, 2]] * 2, [own, SamplingParams(max_tokens=12)], [5, 5])
+    assert got[0].tokens == free.tokens[: free.tokens.index(stop) + 1] and got[0].stop is Stop.END
+    assert got[1].tokens == free.tokens and got[1].stop is Stop.LENGTH
+
+
 def test_float32_agrees_with_itself_in_other_company_but_for_rounding():
     model = random_model(torch.float32)
     asked = prompts(64, seed=8)
@@ -304,6 +341,8 @@ def test_a_prompt_that_does_not_fit_is_named(model, asked, message):
 def test_other_refusals(model):
     with pytest.raises(DataError, match="2 prompts came with 1 seeds"):
         TorchSampler(model).generate([[1], [2]], FREE, [0])
+    with pytest.raises(DataError, match="2 prompts came with 3 sampling params; give one for all"):
+        TorchSampler(model).generate([[1], [2]], [FREE] * 3, [0, 1])
     with pytest.raises(DataError, match="stop id 99 is outside of the vocabulary of 29"):
         TorchSampler(model).generate([[1]], SamplingParams(stop_ids=(99,)), [0])
     with pytest.raises(ConfigError, match="slots = 0"):
