@@ -295,7 +295,8 @@ def _toml(value: Any) -> str:
 
 
 def _comment(text: str) -> list[str]:
-    return ["# " + line for part in text.splitlines() for line in textwrap.wrap(part, 100) or [""]]
+    paragraphs = [textwrap.wrap(part, 110) for part in text.split("\n\n") if part.strip()]
+    return [f"# {line}".rstrip() for i, part in enumerate(paragraphs) for line in ([""] * (i > 0) + part)]
 
 
 @dataclass(frozen=True)

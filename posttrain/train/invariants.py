@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from posttrain.records import Group, Segment, Stop
+from posttrain.train.signal import scored
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -211,14 +212,14 @@ class Signal:
 def reward_signal(groups: Sequence[Group]) -> Signal:
     """What the rewards of a scored batch of groups allow one to learn."""
     members = [m for g in groups for m in g.members]
-    values = [[m.score.value for m in g.members if m.score is not None and m.score.value is not None] for g in groups]
+    values = [scored(g) for g in groups]
     comparable = [v for v in values if len(v) > 1]
     equal = sum(len(set(v)) == 1 for v in comparable)
     n = max(1, len(members))
     return Signal(
         zero_variance=equal / len(comparable) if comparable else 1.0,
         clipped=sum(m.stop == Stop.LENGTH for m in members) / n,
-        abstained=1 - sum(map(len, values)) / n,
+        abstained=(len(members) - sum(map(len, values))) / n,
         silent=equal == len(comparable),
         length=sum(m.length for m in members) / n,
     )
