@@ -284,14 +284,19 @@ def _toml(value: Any) -> str:
     if isinstance(value, Enum):
         return _toml(value.value)
     if isinstance(value, (str, Path)):
-        return json.dumps(str(value), ensure_ascii=False).replace("\x7f", "\\u007f")
+        return _quoted(str(value))
     if isinstance(value, (tuple, list)):
         return "[" + ", ".join(map(_toml, value)) + "]"
     if is_dataclass(value):
         value = {f.name: getattr(value, f.name) for f in fields(value) if f.init}
     if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{json.dumps(str(k), ensure_ascii=False)} = {_toml(v)}" for k, v in value.items()) + "}"
+        return "{" + ", ".join(f"{_quoted(str(k))} = {_toml(v)}" for k, v in value.items()) + "}"
     return repr(value)
+
+
+def _quoted(text: str) -> str:
+    """A TOML string: JSON's escapes, and the one character that JSON lets pass and TOML does not."""
+    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
 def _comment(text: str) -> list[str]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import ClassVar, Literal
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from posttrain.config import diff, load, to_toml, user_files
@@ -239,6 +239,8 @@ CONFIGS = st.builds(
 
 
 @given(CONFIGS)
+@settings(deadline=None, derandomize=True)
+@example(Config(model='"\x7f\x00\\', tasks=("\x7f",), weights={"\x7f": 0.0, "a.b": 1e-300}))
 def test_what_is_written_reads_back_equal(tmp_path_factory, cfg):
     path = tmp_path_factory.mktemp("c") / "config.toml"
     path.write_text(to_toml(cfg), encoding="utf-8")

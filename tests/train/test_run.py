@@ -142,6 +142,35 @@ def test_a_killed_run_equals_an_unbroken_one(tmp_path, at):
         assert torch.equal(value, last_state(tmp_path / "killed")[key])
 
 
+KILLED_IN_SAVE = """
+import os, signal, sys
+sys.path.insert(0, {tests!r})
+from posttrain.train import checkpoint
+from test_run import Config, train
+calls = []
+def kill(*args):
+    calls.append(args)
+    if len(calls) == 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+setattr(checkpoint, sys.argv[2], kill)
+train(sys.argv[1], Config())
+"""
+
+
+@pytest.mark.parametrize("place, there", [("_sync_tree", "step-000008.tmp"), ("prune", "step-000008")])
+def test_a_kill_while_saving_loses_nothing(tmp_path, place, there):
+    """At the second checkpoint: before it has its name, and right after."""
+    script = KILLED_IN_SAVE.format(tests=str(Path(__file__).parent))
+    words = [sys.executable, "-c", script, str(tmp_path / "killed"), place]
+    assert subprocess.run(words, capture_output=True, cwd=Path(__file__).parents[2]).returncode == -signal.SIGKILL
+    assert (tmp_path / "killed/checkpoints" / there).exists()
+    _, resumed = train(tmp_path / "killed", Config())
+    _, unbroken = train(tmp_path / "whole", Config())
+    assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
+    assert torch.equal(resumed.weights, unbroken.weights)
+    assert [p.name for p in sorted((tmp_path / "killed/checkpoints").iterdir())] == ["step-000008", "step-000012"]
+
+
 def test_torn_lines_are_cut_off(tmp_path):
     with pytest.raises(RuntimeError):
         _crash(tmp_path / "torn")
