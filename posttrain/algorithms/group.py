@@ -29,14 +29,12 @@ from posttrain.train.invariants import check_movement, check_sampler_gap, check_
 from posttrain.train.learner import Learner, Optim, Outputs, Part, Term, outputs
 from posttrain.train.metrics import Metrics, add
 from posttrain.train.run import MAY_CHANGE, Result, Run, RunConfig
-from posttrain.train.signal import group_metrics, with_variance
+from posttrain.train.signal import group_metrics, scored, with_variance
 
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
     """Policy gradients on groups of answers."""
-
-    presets: ClassVar[dict[str, dict]] = {"objective": PRESETS}
 
     model: str = "base"
     """Model to start from, which is also the reference: "base", a run, a Hugging Face folder, or a name on the hub."""
@@ -64,6 +62,8 @@ class Config:
     """Optimizer."""
     run: RunConfig = RunConfig()
     """Seed, threads, checkpoints."""
+
+    PRESETS: ClassVar[dict[str, dict]] = {"objective": PRESETS}  # last: it hides the table of that name
 
     def __post_init__(self):
         problems = []
@@ -144,26 +144,34 @@ def train(cfg: Config, run: Run) -> Result:
                          template=loaded.template, tokenizer=loaded.tokenizer, version=policy.version)  # fmt: skip
         groups = score(groups, rewards)
         metrics = group_metrics(groups)
-        checks, state["silent"] = check_signal(reward_signal(groups), state["silent"])
+        run.keep_samples(step, groups)  # before the checks, whose advice is to read them
+        signal = reward_signal(groups, grouped=cfg.objective.needs_group)
+        checks, state["silent"] = check_signal(signal, state["silent"])
         run.check(step, *(c for c in checks if not c.ok or step == 0))
-        kept = with_variance(groups) if cfg.objective.keep == "mixed" else groups
-        if any(m.score.value is not None for g in kept for m in g.members):
+        kept, first = usable(groups, cfg.objective), policy.version == 0
+        if kept and not (state["silent"] and first):  # at the reference, the leash has no gradient either
             batch, reward = collate_groups(kept, loaded.tokenizer.pad_id)
             batch = with_logps(batch, policy, reference, old=cfg.minibatches > 1)
             batch, state = with_advantages(batch, reward, cfg.objective, state)
-            for part in batch.minibatches(cfg.minibatches, run.seed(step)):
+            for part in batch.minibatches(min(cfg.minibatches, len(kept)), run.seed(step)):
                 part = weigh(part, cfg.objective.average)
                 metrics = add(metrics, policy.step(Part(part, loss, ("logp", "entropy"))))
             sampler.update(policy)
-            if step == 0:
+            if first:
                 run.check(step, check_gap(metrics))
         if rows.held and run.due(step, cfg.eval_every):
             metrics = add(metrics, evaluate(sampler, rows.held, loaded, rewards, cfg.sampling.max_tokens))
         run.log(step, metrics)
-        run.keep_samples(step, groups)
         run.save(step, {"policy": policy}, state)
     run.check(cfg.steps, check_movement(policy.moved_since(loaded.folder)))
     return run.finish()
+
+
+def usable(groups: list[Group], objective: Objective) -> list[Group]:
+    """The groups that a step is made of: without those that hold too few scored answers, or nothing to compare."""
+    if objective.keep == "mixed":
+        return with_variance(groups)
+    return [g for g in groups if len(scored(g)) >= (2 if objective.needs_group else 1)]
 
 
 def with_logps(batch: TokenBatch, policy: Learner, reference, *, old: bool) -> TokenBatch:

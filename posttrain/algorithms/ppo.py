@@ -39,8 +39,6 @@ from posttrain.train.signal import group_metrics
 class Config:
     """PPO with a critic."""
 
-    presets: ClassVar[dict[str, dict]] = {"objective": PRESETS}
-
     model: str = "base"
     """Model to start from, which is also the reference: "base", a run, a Hugging Face folder, or a name on the hub."""
     critic: str | None = None
@@ -81,6 +79,8 @@ class Config:
     """Optimizer of the critic."""
     run: RunConfig = RunConfig()
     """Seed, threads, checkpoints."""
+
+    PRESETS: ClassVar[dict[str, dict]] = {"objective": PRESETS}  # last: it hides the table of that name
 
     def __post_init__(self):
         problems = []
@@ -149,27 +149,28 @@ def train(cfg: Config, run: Run) -> Result:
                          template=loaded.template, tokenizer=loaded.tokenizer, version=policy.version)  # fmt: skip
         groups = score(groups, rewards)
         metrics = group_metrics(groups)
+        run.keep_samples(step, groups)  # before the checks, whose advice is to read them
+        checks, state["silent"] = check_signal(reward_signal(groups, grouped=False), state["silent"])
+        run.check(step, *(c for c in checks if not c.ok or step == 0))
         batch, reward = collate_groups(groups, loaded.tokenizer.pad_id)
         batch = with_logps(batch, policy, reference, old=True)
         batch = batch.with_(old_value=values_before(critic.outputs(batch, ("values",)).values))
         batch, state = with_advantages(batch, reward, cfg, state)
         metrics["explained_variance"] = (explained_variance(batch.old_value, batch.value_target, batch.mask), 1)
-        for epoch in range(cfg.epochs):
-            for mini in batch.minibatches(cfg.minibatches, run.seed(step, epoch)):
+        first, count = policy.version == 0, min(cfg.minibatches, len(batch.group.unique()))
+        for epoch in range(0 if state["silent"] and first else cfg.epochs):  # there is no gradient at all yet
+            for mini in batch.minibatches(count, run.seed(step, epoch)):
                 mini = weigh(mini, cfg.objective.average)
                 fit = critic.step(Part(mini, critic_loss, ("values",)))
                 metrics = add(metrics, {k: v for k, v in fit.items() if k not in ("loss", "lr", "grad_norm")})
                 if step >= cfg.warmup_steps:
                     metrics = add(metrics, policy.step(Part(mini, loss, ("logp", "entropy"))))
         sampler.update(policy)
-        checks, state["silent"] = check_signal(reward_signal(groups), state["silent"])
-        run.check(step, *(c for c in checks if c.name != "reward_has_signal"))  # a critic learns from equal rewards too
-        if step == cfg.warmup_steps:
+        if first and policy.version > 0:
             run.check(step, check_gap(metrics))
         if rows.held and run.due(step, cfg.eval_every):
             metrics = add(metrics, evaluate(sampler, rows.held, loaded, rewards, cfg.sampling.max_tokens))
         run.log(step, metrics)
-        run.keep_samples(step, groups)
         run.save(step, parts, state)
     run.check(cfg.steps, check_movement(policy.moved_since(loaded.folder)))
     return run.finish()

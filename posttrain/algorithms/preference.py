@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from posttrain.algorithms.reward_model import pair_sample
 from posttrain.batch import TokenBatch, collate_pairs, weigh_rows
 from posttrain.data.rows import Data, PairRow, pairs, pick, report, steps_for
 from posttrain.errors import ConfigError
@@ -82,12 +83,14 @@ def train(cfg: Config, run: Run) -> Result:
         run.note(report(rows))
         run.check(0, check_stop_ids([s for row in rows.train for s in row.pair], loaded.stop_ids))
     for step in run.steps(steps):
-        batch = make_batch(pick(rows.train, step, cfg.batch_size, cfg.run.seed), references)
+        picked = pick(rows.train, step, cfg.batch_size, cfg.run.seed)
+        batch = make_batch(picked, references)
         metrics = policy.step(Part(batch, loss, together="group"))
         metrics |= {"tokens": int(batch.mask.sum()), "epoch": (step + 1) * cfg.batch_size / len(rows.train)}
         if rows.held and run.due(step, cfg.eval_every):
             metrics |= evaluate(policy, make_batch(rows.held, references), cfg.loss)
         run.log(step, metrics)
+        run.keep_samples(step, [pair_sample(r, loaded.tokenizer) for r in picked])
         run.save(step, {"policy": policy})
     run.check(steps, check_movement(policy.moved_since(loaded.folder)))
     return run.finish()

@@ -8,11 +8,13 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from posttrain.algorithms.sft import as_sample
 from posttrain.batch import TokenBatch, collate, collate_pairs, weigh_rows
 from posttrain.data.rows import Data, PairRow, pairs, pick, report, steps_for
 from posttrain.errors import ConfigError
 from posttrain.models.heads import ScalarModel
 from posttrain.models.load import load
+from posttrain.models.tokenizers import Tokenizer
 from posttrain.objectives.average import Average
 from posttrain.objectives.returns import last_token
 from posttrain.objectives.reward import bradley_terry
@@ -91,12 +93,14 @@ def train(cfg: Config, run: Run) -> Result:
         run.note(report(rows))
         run.check(0, check_stop_ids([s for row in rows.train for s in row.pair], loaded.stop_ids))
     for step in run.steps(steps):
-        batch = make_batch(pick(rows.train, step, cfg.batch_size, cfg.run.seed))
+        picked = pick(rows.train, step, cfg.batch_size, cfg.run.seed)
+        batch = make_batch(picked)
         metrics = scorer.step(Part(batch, loss, needs=("values",), together="group"))
         metrics |= {"epoch": (step + 1) * cfg.batch_size / len(rows.train)}
         if rows.held and run.due(step, cfg.eval_every):
             metrics |= evaluate(scorer, rows.held)
         run.log(step, metrics)
+        run.keep_samples(step, [pair_sample(r, loaded.tokenizer) for r in picked])
         run.save(step, {"policy": scorer})
     return run.finish()
 
@@ -104,6 +108,12 @@ def train(cfg: Config, run: Run) -> Result:
 def make_batch(rows: list[PairRow]) -> TokenBatch:
     """Pairs as rows, with the weights of the step."""
     return weigh_rows(collate_pairs([r.pair for r in rows], [r.margin for r in rows]), Average("pair"), "pair")
+
+
+def pair_sample(row: PairRow, tokenizer: Tokenizer) -> dict:
+    """A pair for samples.jsonl."""
+    chosen, rejected = (as_sample(s, tokenizer) for s in row.pair)
+    return {"chosen": chosen, "rejected": rejected, "margin": row.margin}
 
 
 def answer_scores(out: Outputs, b: TokenBatch) -> Tensor:

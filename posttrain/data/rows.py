@@ -76,7 +76,7 @@ def demonstrations(data: Data, loaded: Loaded) -> Rows:
     """Segments of demonstrations (or documents), for cross-entropy."""
 
     def segments(record, where: str) -> list[Segment]:
-        length = data.max_len or loaded.context
+        length = room(data, loaded)
         if isinstance(record, Text):
             return [render_text(record.text, loaded.tokenizer, max_len=length, where=where)]
         return render(record.messages, loaded.template, loaded.tokenizer, max_len=length, where=where)
@@ -91,7 +91,7 @@ def pairs(data: Data, loaded: Loaded) -> Rows:
     """Rendered pairs, for preference losses and reward models."""
 
     def one(record: Pair, where: str) -> PairRow:
-        length = data.max_len or loaded.context
+        length = room(data, loaded)
         return PairRow(-1, render_pair(record, loaded.template, loaded.tokenizer, max_len=length, where=where), record.margin)
 
     train, held, notes = _rendered(data, "preference", one)
@@ -105,13 +105,24 @@ def tasks(data: Data, loaded: Loaded) -> Rows:
     lengths: list[int] = []
 
     def one(record: Task, where: str) -> Task:
-        lengths.append(len(prompt(record.prompt, loaded.template, loaded.tokenizer)))
-        if lengths[-1] >= (data.max_len or loaded.context):
-            raise DataError(f"{where}: the prompt has {lengths[-1]} tokens; the context holds {loaded.context}")
+        size, limit = len(prompt(record.prompt, loaded.template, loaded.tokenizer)), room(data, loaded)
+        if size >= limit:
+            raise DataError(f"{where}: the prompt has {size} tokens and leaves no room for an answer within {limit}")
+        lengths.append(size)
         return record
 
     train, held, notes = _rendered(data, "prompt", one)
     return Rows(train, held, data.path, tuple(notes), 0, max(lengths))
+
+
+def room(data: Data, loaded: Loaded) -> int:
+    """Tokens that a row may have."""
+    if data.max_len is not None and data.max_len > loaded.context:
+        raise ConfigError(
+            f"data.max_len = {data.max_len} exceeds the model's context of {loaded.context} tokens, beyond which it "
+            "was never trained. Leave data.max_len out, or take another model."
+        )
+    return data.max_len or loaded.context
 
 
 def pick(rows: Sequence[Row], step: int, n: int, seed: int) -> list[Row]:

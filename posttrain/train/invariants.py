@@ -204,13 +204,16 @@ class Signal:
     abstained: float
     """Share of answers that no grader could score."""
     silent: bool
-    """No group has differing rewards: a group method gets no gradient at all."""
+    """No rewards that are compared differ, so that they give no gradient at all."""
     length: float
     """Mean number of tokens written."""
 
 
-def reward_signal(groups: Sequence[Group]) -> Signal:
-    """What the rewards of a scored batch of groups allow one to learn."""
+def reward_signal(groups: Sequence[Group], *, grouped: bool = True) -> Signal:
+    """What the rewards of a scored batch of groups allow one to learn.
+
+    grouped: answers are compared within their group only; else with a baseline or critic, over the whole batch.
+    """
     members = [m for g in groups for m in g.members]
     values = [scored(g) for g in groups]
     comparable = [v for v in values if len(v) > 1]
@@ -220,7 +223,7 @@ def reward_signal(groups: Sequence[Group]) -> Signal:
         zero_variance=equal / len(comparable) if comparable else 1.0,
         clipped=sum(m.stop == Stop.LENGTH for m in members) / n,
         abstained=(len(members) - sum(map(len, values))) / n,
-        silent=equal == len(comparable),
+        silent=equal == len(comparable) if grouped else len({x for v in values for x in v}) < 2,
         length=sum(m.length for m in members) / n,
     )
 

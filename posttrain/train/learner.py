@@ -140,10 +140,10 @@ class Learner:
         metrics: Metrics = {}
         loss = 0.0
         for part in parts:
-            for terms, found in self._losses(part):
+            for rows, terms, found in self._losses(part):
                 total = sum((w * v).sum() for _, v, w in terms)
                 if not torch.isfinite(total):
-                    raise NonFiniteError(_what_broke(terms, self.version))
+                    raise NonFiniteError(self._what_broke(terms, part.batch, rows))
                 if total.requires_grad:
                     total.backward()
                 metrics = add(metrics, found)
@@ -168,17 +168,20 @@ class Learner:
         self.version += 1
         return metrics | {"loss": (loss, 1.0), "grad_norm": (float(norm), 1.0), "lr": (lr, 1.0)}
 
-    def _losses(self, part: Part) -> Iterator[tuple[list[Term], Metrics]]:
-        """Terms of each micro-batch, with their graph."""
+    def _losses(self, part: Part) -> Iterator[tuple[Tensor, list[Term], Metrics]]:
+        """Rows and terms of each micro-batch, with their graph."""
         pieces = list(part.batch.split(self.optim.micro_tokens, part.together))
         if part.coupled and len(pieces) > 1:
             yield from self._coupled(part, pieces)
             return
+        if len(pieces) == 1:  # as it stands, without a copy in another order
+            yield torch.arange(len(part.batch)), *part.loss(forward(self.model, part.batch, part.needs), part.batch)
+            return
         for rows in pieces:
-            piece = part.batch.select(rows) if len(pieces) > 1 else part.batch
-            yield part.loss(forward(self.model, piece, part.needs), piece)
+            piece = part.batch.select(rows)
+            yield rows, *part.loss(forward(self.model, piece, part.needs), piece)
 
-    def _coupled(self, part: Part, pieces: list[Tensor]) -> Iterator[tuple[list[Term], Metrics]]:
+    def _coupled(self, part: Part, pieces: list[Tensor]) -> Iterator[tuple[Tensor, list[Term], Metrics]]:
         """Exact gradients of a loss over the whole step, with the graph of one micro-batch at a time.
 
         With g = ∂loss/∂out at fixed weights, ∂loss/∂θ = Σ g · ∂out/∂θ, and the sum splits over rows.
@@ -187,11 +190,12 @@ class Learner:
         leaves = Outputs(*(None if x is None else x.requires_grad_() for x in whole))
         terms, metrics = part.loss(leaves, part.batch)
         total = sum((w * v).sum() for _, v, w in terms)
+        everything = torch.arange(len(part.batch))
         if not torch.isfinite(total):
-            raise NonFiniteError(_what_broke(terms, self.version))
+            raise NonFiniteError(self._what_broke(terms, part.batch, everything))
         used = [x for x in leaves if x is not None]
         slopes = dict(zip(map(id, used), torch.autograd.grad(total, used, allow_unused=True), strict=True))
-        yield [Term(name, v.detach(), w) for name, v, w in terms], metrics
+        yield everything, [Term(name, v.detach(), w) for name, v, w in terms], metrics
         for rows in pieces:
             out = forward(self.model, part.batch.select(rows), part.needs)
             linear = [
@@ -199,7 +203,29 @@ class Learner:
                 for x, leaf in zip(out, leaves, strict=True)
                 if x is not None and slopes[id(leaf)] is not None
             ]
-            yield linear, {}
+            yield rows, linear, {}
+
+    def _what_broke(self, terms: list[Term], batch: TokenBatch, rows: Tensor) -> str:
+        """The first term and row that is not finite, for the error message. rows: those of the micro-batch."""
+        for name, value, weight in terms:
+            value = value.detach()
+            bad = ~torch.isfinite(weight * value)
+            if not bad.any():
+                continue
+            place = bad.nonzero()[0].tolist()
+            row = int(rows[place[0] * (len(rows) // len(value))])  # of a pair: its first row
+            ids = batch.tokens[row][batch.attend[row]].tolist()
+            text = str(ids[:40]) if self.tokenizer is None else f'"{self.tokenizer.decode(ids)[:200]}"'
+            return (
+                f'optimizer step {self.version}: the term "{name}" is {float(value[tuple(place)])} at row {row}'
+                + (f", token {place[1]}" if len(place) > 1 else "")
+                + f" ({int(bad.sum())} of {bad.numel()} entries of its micro-batch are not finite). The row begins "
+                f"{text}. The weights were not changed. Look at that row, or lower the learning rate."
+            )
+        return (
+            f"optimizer step {self.version}: the summed loss is not finite although each term is. The weights were not "
+            "changed. Lower the learning rate."
+        )
 
     def moved_since(self, folder: Path) -> dict[str, float]:
         """By how much each block has moved from the weights in a folder: ‖now - then‖ / ‖then‖."""
@@ -261,19 +287,3 @@ def outputs(model: nn.Module, batch: TokenBatch, needs: tuple[Need, ...], micro_
             if x is not None:
                 found.setdefault(name, x.new_zeros(n, t))[rows, : x.shape[1]] = x
     return Outputs(**found)
-
-
-def _what_broke(terms: list[Term], version: int) -> str:
-    """The first term and row that is not finite, for the error message."""
-    for name, value, weight in terms:
-        value = value.detach()
-        bad = ~torch.isfinite(weight * value)
-        if bad.any():
-            place = bad.nonzero()[0].tolist()
-            where = f"row {place[0]}" + (f", token {place[1]}" if len(place) > 1 else "")
-            return (
-                f'optimizer step {version}: the term "{name}" is {float(value[tuple(place)])} at {where} of its '
-                f"micro-batch ({int(bad.sum())} of {bad.numel()} entries are not finite). The weights were not changed. "
-                "Lower the learning rate, or look at that sample in samples.jsonl."
-            )
-    return f"optimizer step {version}: the summed loss is not finite although each term is. The weights were not changed."
