@@ -213,6 +213,8 @@ def write_folder(
 ) -> None:
     """Write a model folder's files into `folder`: config, weights; where given tokenizer, generation config, README.
 
+    generation: default, where there is a tokenizer: its stop ids as eos ids, without which a stored Jinja template
+        would not know where a turn ends.
     dtype: storage type of the weights; default: as they are.
     """
     folder = Path(folder)
@@ -224,6 +226,8 @@ def write_folder(
     if tokenizer is not None:
         tokenizer.save(folder)
         config.setdefault("pad_token_id", tokenizer.pad_id)
+        if generation is None and tokenizer.stop_ids:
+            generation = {"eos_token_id": list(tokenizer.stop_ids), "pad_token_id": tokenizer.pad_id}
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     if generation is not None:
         (folder / "generation_config.json").write_text(json.dumps(generation, indent=2) + "\n")
