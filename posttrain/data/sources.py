@@ -75,7 +75,7 @@ def read(
     if name.startswith("builtin:"):
         records = (builtin or world)(name.removeprefix("builtin:"), kind, limit or 2000, seed)
         return Source(tuple(records), (), name, ())
-    rows = hub_rows(name.removeprefix("hf:")) if name.startswith("hf:") else _all_rows(name)
+    rows = hub_rows(name.removeprefix("hf:")) if name.startswith("hf:") else local_rows(name)
     return _convert(rows, name, kind, columns, on_bad_row, limit)
 
 
@@ -158,7 +158,7 @@ def hub_rows(name: str) -> Iterator[Numbered]:
         yield f"hf:{name}, row {i}", row
 
 
-def _all_rows(name: str) -> Iterator[Numbered]:
+def local_rows(name: str) -> Iterator[Numbered]:
     """Rows of all files that a path or a pattern names, files in sorted order."""
     path = Path(name).expanduser()
     if path.is_dir():
