@@ -117,7 +117,7 @@ def train(cfg: Config, run: Run) -> Result:
     policy = Learner(loaded.model, cfg.optim, cfg.steps * cfg.minibatches, tokenizer=loaded.chat_tokenizer)
     reference = frozen_copy(loaded.model) if cfg.objective.needs_reference else None
     sampler = TorchSampler(policy.model)
-    state = run.load({"policy": policy}, {"beta": cfg.objective.kl.beta, "baseline": 0.0, "silent": 0})
+    state = run.load({"policy": policy}, {"beta": cfg.objective.kl.beta, "baseline": 0.0, "weight": 0.0, "silent": 0})
     sampler.update(policy)
 
     def loss(out: Outputs, b: TokenBatch) -> tuple[list[Term], Metrics]:
@@ -199,7 +199,7 @@ def with_advantages(
     )
     state = dict(state)
     if objective.advantage == "return":
-        state["baseline"] = float(running_baseline(state["baseline"], reward))
+        state |= running_baseline({name: state[name] for name in ("baseline", "weight")}, reward)
     if kl is not None:
         measured = float((kl * batch.mask).sum()) / len(reward)
         state["beta"] = next_beta(objective.kl, state["beta"], measured, len(reward))

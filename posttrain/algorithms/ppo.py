@@ -126,8 +126,7 @@ def train(cfg: Config, run: Run) -> Result:
     critic = Learner(make_critic(cfg), cfg.critic_optim, updates, tokenizer=loaded.chat_tokenizer)
     reference = frozen_copy(loaded.model) if cfg.objective.needs_reference else None
     sampler = TorchSampler(policy.model)
-    parts = {"policy": policy, "critic": critic}
-    state = run.load(parts, {"beta": cfg.objective.kl.beta, "silent": 0})
+    state = run.load(parts := {"policy": policy, "critic": critic}, {"beta": cfg.objective.kl.beta, "silent": 0})
     sampler.update(policy)
 
     def loss(out: Outputs, b: TokenBatch) -> tuple[list[Term], Metrics]:
@@ -156,7 +155,8 @@ def train(cfg: Config, run: Run) -> Result:
         batch = with_logps(batch, policy, reference, old=True)
         batch = batch.with_(old_value=values_before(critic.outputs(batch, ("values",)).values))
         batch, state = with_advantages(batch, reward, cfg, state)
-        metrics["explained_variance"] = (explained_variance(batch.old_value, batch.value_target, batch.mask), 1)
+        foreseen = explained_variance(batch.old_value, batch.value_target, batch.mask)
+        metrics["explained_variance"] = (foreseen.nan_to_num(), foreseen.isfinite())  # equal targets: left out
         first, count = policy.version == 0, min(cfg.minibatches, len(batch.group.unique()))
         for epoch in range(0 if state["silent"] and first else cfg.epochs):  # there is no gradient at all yet
             for mini in batch.minibatches(count, run.seed(step, epoch)):
@@ -178,7 +178,7 @@ def train(cfg: Config, run: Run) -> Result:
 
 def make_critic(cfg: Config) -> ScalarModel:
     """A model of its own, with a head that begins at zero unless it comes from a reward model."""
-    body = load(cfg.critic or cfg.model).model
+    body = load(cfg.critic or cfg.model, template=cfg.template).model
     return body if isinstance(body, ScalarModel) else ScalarModel(body)
 
 
