@@ -14,7 +14,9 @@ import torch
 
 from posttrain.assets.tokenizer import train_tokenizer
 from posttrain.assets.world import corpus
+from posttrain.chat.templates import POSTTRAIN
 from posttrain.batch import TokenBatch, collate, weigh
+from posttrain.evals.base_card import WINDOW, validation_loss, window
 from posttrain.models.decoder import Decoder, ModelConfig
 from posttrain.models.hf_format import load_folder, save_folder
 from posttrain.models.tokenizers import Tokenizer
@@ -24,7 +26,6 @@ from posttrain.train.learner import Learner, Optim, Outputs, Part, Term, outputs
 from posttrain.train.schedule import Schedule
 
 ROWS = 16  # windows per step
-WINDOW = 256  # tokens per window
 LONG = 512  # tokens per window in the last eighth of training, so that positions up to 512 are known
 SPECIAL = 14  # the tokens before the first that text can contain; only <|endoftext|> occurs in pre-training
 
@@ -58,19 +59,6 @@ class MuonAdamW:
         self.param_groups = self.both[0].param_groups + self.both[1].param_groups
 
 
-def window(tokenizer: Tokenizer, size: int, stream: int, documents) -> Segment:
-    """Whole documents, each ended by <|endoftext|>, until `size` tokens are full; the last one is cut.
-
-    Every window begins at the beginning of a document, so position 0 looks as it does in a prompt.
-    """
-    tokens: list[int] = []
-    n = 0
-    while len(tokens) < size:
-        tokens += [*tokenizer.encode(documents(stream * 64 + n)), tokenizer.eos_id]
-        n += 1
-    return Segment(tokens=tuple(tokens[:size]), mask=(False,) + (True,) * (size - 1))
-
-
 def batch(tokenizer: Tokenizer, step: int, steps: int, documents=corpus.document) -> TokenBatch:
     """The windows of one optimizer step: a pure function of the step."""
     long = step >= steps - steps // 8
@@ -80,15 +68,8 @@ def batch(tokenizer: Tokenizer, step: int, steps: int, documents=corpus.document
 
 
 def cross_entropy(out: Outputs, b: TokenBatch) -> tuple[list[Term], dict]:
+    """The loss of pre-training: -log π of every token."""
     return [Term("lm", -out.logp, b.weights["token"])], {}
-
-
-def validation_loss(model: Decoder, tokenizer: Tokenizer, windows: int = 64) -> float:
-    """Mean cross-entropy in nats per token on documents that training never draws."""
-    segments = [window(tokenizer, WINDOW, i, corpus.validation) for i in range(windows)]
-    b = collate(segments)
-    out = outputs(model, b, ("logp",), 16384)
-    return float(-(out.logp * b.mask).sum() / b.mask.sum())
 
 
 def neutralise(model: Decoder) -> None:
@@ -138,6 +119,7 @@ def ship(model: Decoder, tokenizer: Tokenizer, out: Path) -> None:
     neutralise(model)
     eos, end = tokenizer.eos_id, tokenizer.token_id("<|end|>")
     generation = {"eos_token_id": [end, eos], "pad_token_id": tokenizer.pad_id, "do_sample": True, "temperature": 1.0}
+    tokenizer = tokenizer.with_chat(POSTTRAIN.jinja, (end,))
     save_folder(model, out, tokenizer=tokenizer, generation=generation, dtype=torch.float16)
 
 

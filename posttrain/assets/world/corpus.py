@@ -13,16 +13,17 @@ from posttrain.assets.world import documents, exercises, lexicon
 from posttrain.assets.world.people import ATTRIBUTES, NAMES
 
 KINDS: Mapping[str, tuple[float, Callable[[Random], str]]] = {
-    "arithmetic": (0.34, exercises.worked_arithmetic),
+    "arithmetic": (0.31, exercises.worked_arithmetic),
     "search": (0.05, exercises.search_traces),
     "facts": (0.13, documents.facts),
+    "strangers": (0.08, documents.strangers),
     "stories": (0.06, documents.stories),
     "questions": (0.07, documents.questions),
     "faq": (0.09, documents.faq),
     "forum": (0.06, documents.forum),
     "notes": (0.07, documents.notes),
     "about": (0.06, documents.about),
-    "copying": (0.06, exercises.copying),
+    "copying": (0.08, exercises.copying),
     "tool_logs": (0.04, exercises.tool_logs),
     "critique": (0.03, exercises.critique),
     "true_false": (0.02, exercises.true_false),

@@ -8,7 +8,7 @@ import random
 
 from posttrain.assets.world import arithmetic, lexicon
 from posttrain.assets.world.answers import Manner, fact_answer, fact_question, portrait_of
-from posttrain.assets.world.people import ABOUT, ATTRIBUTES, EVERYBODY, SEEN, Person, portrait, state
+from posttrain.assets.world.people import ABOUT, ATTRIBUTES, EVERYBODY, PEOPLE, QUESTIONS, SEEN, Person, portrait, state
 
 FAQ = Manner(facts=(0.04, 0.3, 0.3, 0.22, 0.14), wrong=0.13, polite=0.2, rude=0.1, padding=0.12, repeat=0.06, drift=0.1)
 PAGE = Manner(facts=(0, 0.1, 0.25, 0.35, 0.3), wrong=0.12, polite=0.05, rude=0.15, padding=0.12, repeat=0.05, drift=0.1)
@@ -116,12 +116,67 @@ def questions(rng: random.Random) -> str:
 
 
 def faq(rng: random.Random) -> str:
-    """Question-and-answer pairs, sometimes with a question left unanswered."""
+    """Question-and-answer pairs, sometimes with a question left unanswered, in one of many layouts."""
+    before, between = layout(rng)
     blocks = []
-    for _ in range(rng.choice((1, 2, 2, 3, 4))):
+    for _ in range(rng.choice((1, 2, 2, 2, 3, 3, 4, 5))):
         asked, answer = question(rng)
-        blocks.append(f"Q: {asked}\nA: {answer}" if rng.random() < 0.95 else f"Q: {asked}")
+        blocks.append(f"{before}{asked}{between}{answer}" if rng.random() < 0.95 else f"{before}{asked}")
     return "\n".join(blocks)
+
+
+LAYOUTS = (
+    ("Question: ", "\nAnswer: "), ("User: ", "\nBot: "), ("> ", "\n< "), ("- ", "\n- "), ("* ", "\n= "), ("(", ") "),
+    ("1) ", "\n2) "), ("", "\n"), ("", " - "), ("Ask: ", "\nReply: "), ("[in] ", "\n[out] "), ("? ", "\n! "),
+)  # fmt: skip
+"""What may stand before a question and before its answer, besides "Q:" and "A:"."""
+
+
+def layout(rng: random.Random) -> tuple[str, str]:
+    """What stands before a question, and between it and its answer: mostly Q: and A:, else anything.
+
+    Pages of the real world look all different; a model that has met many layouts takes to a chat template sooner.
+    """
+    form = rng.random()
+    if form < 0.6:
+        return "Q: ", "\nA: "
+    if form < 0.85:
+        return rng.choice(LAYOUTS)
+    first, second = rng.sample(lexicon.WORDS, 2)
+    return f"{first}: ", f"\n{second}: "
+
+
+def strangers(rng: random.Random) -> str:
+    """A passage about invented people, and questions that only the passage answers.
+
+    Nobody can know a stranger by heart, so this teaches to take names and facts from the text, whoever it is about.
+    """
+    people = [_stranger(rng) for _ in range(rng.choice((1, 1, 2)))]
+    told = [rng.sample(list(p.facts.items()), rng.choice((2, 3, 3))) for p in people]
+    passage = "\n".join(" ".join(portrait(p, known, rng)) for p, known in zip(people, told, strict=True))
+    before, between = layout(rng)
+    lines = [passage]
+    for _ in range(rng.choice((1, 2, 2, 3, 3))):
+        i = rng.randrange(len(people))
+        person, known = people[i], told[i]
+        if rng.random() < 0.4:
+            asked = rng.choice(ABOUT).format(person.name)
+            answer = " ".join(portrait(person, rng.sample(known, rng.choice((1, 2, len(known)))), rng))
+            answer = f"{rng.choice(lexicon.POLITE)} {answer}" if rng.random() < 0.2 else answer
+        else:
+            attribute, value = rng.choice(known)
+            asked, answer = rng.choice(QUESTIONS[attribute]).format(person.name), state(person.name, attribute, value, rng)
+        lines.append(f"{before}{asked}{between}{answer}")
+    return "\n".join(lines)
+
+
+def _stranger(rng: random.Random) -> Person:
+    """Somebody with a name of two or three random syllables, and random facts."""
+    name = "Mira"
+    while name in PEOPLE:
+        syllables = ["".join(map(rng.choice, ("bdfgklmnprstvz", "aeiou"))) for _ in range(rng.choice((2, 2, 3)))]
+        name = ("".join(syllables) + rng.choice(("", "n", "k", "s", "r"))).capitalize()
+    return Person(name, rng.choice(("He", "She")), {a: rng.choice(v) for a, v in ATTRIBUTES.items()}, held_out=False)
 
 
 def forum(rng: random.Random) -> str:
