@@ -1,0 +1,58 @@
+"""PPO raises a reward that depends on the prompt, and its critic comes to foresee it."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from algorithms import toy
+from posttrain.algorithms import ppo
+from posttrain.data.rows import Data
+from posttrain.sample.base import SamplingParams
+from posttrain.train.learner import Optim
+
+REWARD = """
+def share(task, trajectory):
+    words = trajectory.completion.split()
+    return words.count("b") / 8 + (task.prompt[0].content < "i")
+
+def nothing(task, trajectory):
+    return None
+
+def constant(task, trajectory):
+    return 1.0
+"""
+
+
+def config(folder: Path, seed: int = 0, reward: str = "share", **changes) -> ppo.Config:
+    (folder / "reward.py").write_text(REWARD)
+    base = ppo.Config(
+        model=toy.model(folder / "model", seed), template="posttrain",
+        data=Data(path=toy.rows(folder / "tasks.jsonl", [{"prompt": w} for w in toy.WORDS])),
+        reward=f"{folder / 'reward.py'}:{reward}", prompts=32, steps=25, sampling=SamplingParams(max_tokens=8),
+        eval_every=0, optim=Optim(lr=5e-3), critic_optim=Optim(lr=5e-3), run=toy.quiet(seed),
+    )  # fmt: skip
+    return replace(base, **changes)
+
+
+def learn(metric: str, seed: int, folder: Path) -> float:
+    """Mean of a metric over the last three steps."""
+    _, metrics = toy.run(ppo, config(folder, seed), folder / "run")
+    return sum(m[metric] for m in metrics[-3:]) / 3
+
+
+# 32 prompts of 16 words: half of the reward's 0.5 + 0.04 at the start is the prompt's, and stays.
+# `cd tests && python -m algorithms.test_ppo`: RECORDED
+THRESHOLDS = {"reward_mean": 0.7, "explained_variance": 0.3}
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_the_reward_rises_and_the_critic_foresees_it(tmp_path, seed):
+    _, metrics = toy.run(ppo, config(tmp_path, seed), tmp_path / "run")
+    assert metrics[0]["explained_variance"] == pytest.approx(0, abs=1e-6)  # its head begins at zero
+    for metric, threshold in THRESHOLDS.items():
+        assert sum(m[metric] for m in metrics[-3:]) / 3 > threshold, metric
+
+
+if __name__ == "__main__":
+    toy.record(**{m: lambda seed, folder, m=m: learn(m, seed, folder) for m in THRESHOLDS})
