@@ -62,9 +62,7 @@ def main(words: Sequence[str]) -> None:
     talk(loaded, sampler, params, opening, options.seed)
 
 
-def talk(
-    loaded: "Loaded", sampler: "Sampler", params: "SamplingParams", opening: Sequence[Message], seed: int
-) -> None:
+def talk(loaded: "Loaded", sampler: "Sampler", params: "SamplingParams", opening: Sequence[Message], seed: int) -> None:
     """Answer messages from the input, each under the whole conversation so far."""
     messages, turn = list(opening), 0
     for line in _lines():
@@ -131,7 +129,7 @@ def _answer(
     print()
     if stop is Stop.LENGTH:
         full = len(ids) + len(tokens) >= sampler.context
-        reason = f"the context of {sampler.context} tokens is full, /reset forgets" if full else "--max-tokens allows more"
+        reason = "the context is full, /reset empties it" if full else "--max-tokens allows more"
         print(_note(f"cut at {len(tokens)} tokens: {reason}"))
     return text
 

@@ -101,7 +101,8 @@ def _kind(options: Options) -> Kind:
     row = _first_row(options.path)
     kinds: tuple[Kind, ...] = ("preference", "sft", "prompt")
     for kind in kinds:
-        if column_problem(kind, options.columns, row) is None and not (kind == "sft" and _only_asks(row, options.columns)):
+        fits = column_problem(kind, options.columns, row) is None
+        if fits and not (kind == "sft" and _only_asks(row, options.columns)):
             return kind
     problem = column_problem("sft", options.columns, row)
     raise ConfigError(f"{options.path}: {problem} Or name the kind with --kind: sft, text, preference or prompt.")
@@ -109,7 +110,7 @@ def _kind(options: Options) -> Kind:
 
 def _first_row(path: str) -> dict:
     """The first row that is an object; reading the data says what is wrong where there is none."""
-    from posttrain.data.sources import local_rows, hub_rows
+    from posttrain.data.sources import hub_rows, local_rows
 
     found = hub_rows(path.removeprefix("hf:")) if path.startswith("hf:") else local_rows(path)
     return next((row for _, row in found if isinstance(row, dict)), {})

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """Evaluate a model. Builtin tasks are of the test split, which training never sees, and the same for every model."""
+    """Evaluate a model. Builtin tasks come from the test split, which training never sees; all models get the same."""
 
     model: str
     """A model: "base", a run, a demo folder, a Hugging Face folder."""
@@ -32,7 +32,7 @@ class Options:
     columns: Columns = Columns()
     """Column names of the file, where they are unusual."""
     reward: str = "auto"
-    """What grades: "auto" (a task's own verifier, else the exact number), exact_number, exact_match, or file.py:function."""
+    """Grader: "auto" (a task's own verifier, else the exact number), exact_number, exact_match or file.py:function."""
     n: int = 200
     """Tasks of each kind."""
     k: int = 8
@@ -120,9 +120,9 @@ def table(measured: "dict[str, Measured]") -> Table:
     return t
 
 
-def percent(x: "Interval") -> str:
+def percent(x: "Interval", digits: int = 1) -> str:
     """A share with its interval, as rich markup: 67.5% [52, 80]."""
-    return rf"{x.value:.1%} \[{100 * x.low:.0f}, {100 * x.high:.0f}]"
+    return rf"{x.value:.{digits}%} \[{100 * x.low:.0f}, {100 * x.high:.0f}]"
 
 
 def _write(path: Path, found: "dict[str, Answers]") -> None:

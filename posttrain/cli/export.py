@@ -101,8 +101,7 @@ def card(name: str, loaded: "Loaded") -> str:
     text = [
         f"# {Path(name).name}",
         "",
-        f"{count:,} parameters, {cfg.model_type} architecture, {cfg.num_hidden_layers} layers, context {loaded.context}. "
-        f"Trained with posttrain {__version__}.",
+        f"{count:,} parameters, {cfg.num_hidden_layers} layers of {cfg.model_type}, context {loaded.context}.",
         "",
     ]
     if kind == "text-classification":
