@@ -91,8 +91,10 @@ POSTTRAIN = Template(
     name="posttrain",
     turns={role: Turn(f"<|{role}|>", "<|end|>") for role in ("system", "user", "assistant", "tool")},
     stop=("<|end|>",),
+    lead=" ",
 )
-"""The house template: one special token opens a turn, one ends it, nothing else."""
+"""The house template: one special token opens a turn, one ends it. The assistant's words begin with a space, as words
+within a text do: " Mira" in an answer is then the same token as in the question, and a small model can copy it."""
 
 PLAIN = Template(
     name="plain",

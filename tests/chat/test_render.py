@@ -99,8 +99,8 @@ def test_follow_up_continues_the_stream(template, contents, tokenizer):
 
 def test_house_template_by_hand(tokenizer):
     (segment,) = render(talk("Hi", "Yo", system="S"), POSTTRAIN, tokenizer)
-    assert tokenizer.decode(segment.tokens) == "<|system|>S<|end|><|user|>Hi<|end|><|assistant|>Yo<|end|>"
-    assert learned(segment, tokenizer) == ["Yo<|end|>"]
+    assert tokenizer.decode(segment.tokens) == "<|system|>S<|end|><|user|>Hi<|end|><|assistant|> Yo<|end|>"
+    assert learned(segment, tokenizer) == [" Yo<|end|>"]
     assert [segment.turn[t] for t in (0, 3, len(segment.turn) - 1)] == [0, 1, 2]
     assert tokenizer.decode(prompt(talk("Hi"), POSTTRAIN, tokenizer)) == "<|user|>Hi<|end|><|assistant|>"
 
@@ -119,7 +119,7 @@ def test_chatml_newline_after_the_turn_is_not_learned(tokenizer):
 
 def test_train_on(tokenizer):
     messages = [*talk("a", "b", "c", "d"), Message("user", "unanswered")]
-    assert learned(render(messages, POSTTRAIN, tokenizer, train_on="last")[0], tokenizer) == ["d<|end|>"]
+    assert learned(render(messages, POSTTRAIN, tokenizer, train_on="last")[0], tokenizer) == [" d<|end|>"]
     (everything,) = render(messages, POSTTRAIN, tokenizer, train_on="all")
     assert everything.mask == (False,) + (True,) * (len(everything.tokens) - 1)
     assert "unanswered" in tokenizer.decode(everything.tokens)
@@ -132,10 +132,10 @@ def test_thoughts_kept_or_split(tokenizer):
     """Dropping earlier reasoning rewrites the context, so each turn is learned in the context it is served in."""
     messages = talk("a", "<think>deep</think>b", "c", "<think>er</think>d")
     (kept,) = render(messages, POSTTRAIN, tokenizer)
-    assert learned(kept, tokenizer) == ["<think>deep</think>b<|end|>", "<think>er</think>d<|end|>"]
+    assert learned(kept, tokenizer) == [" <think>deep</think>b<|end|>", " <think>er</think>d<|end|>"]
     first, second = render(messages, POSTTRAIN, tokenizer, keep_thinking=False)
-    assert learned(first, tokenizer) == ["<think>deep</think>b<|end|>"]
-    assert learned(second, tokenizer) == ["<think>er</think>d<|end|>"]
+    assert learned(first, tokenizer) == [" <think>deep</think>b<|end|>"]
+    assert learned(second, tokenizer) == [" <think>er</think>d<|end|>"]
     assert "deep" not in tokenizer.decode(second.tokens)
     assert list(second.tokens[:-1])[: second.mask.index(True)] == prompt(
         messages[:3], POSTTRAIN, tokenizer, keep_thinking=False
@@ -149,8 +149,8 @@ def test_thoughts_stay_while_tools_are_at_work(tokenizer):
     messages = [Message("user", "q"), call, Message("tool", "7"), Message("assistant", "7")]
     (segment,) = render(messages, POSTTRAIN, tokenizer, keep_thinking=False)
     assert learned(segment, tokenizer) == [
-        '<think>look</think><tool_call>{"name": "find", "arguments": {"x": 1}}</tool_call><|end|>',
-        "7<|end|>",
+        ' <think>look</think><tool_call>{"name": "find", "arguments": {"x": 1}}</tool_call><|end|>',
+        " 7<|end|>",
     ]
 
 
@@ -221,7 +221,7 @@ def test_pair_shares_its_prompt(tokenizer):
 def test_answer_of_several_turns_masks_only_the_answer(tokenizer):
     messages = talk("a", "b", "c", "d", "e", "f")
     segment = render_answer(messages[:3], messages[3:], POSTTRAIN, tokenizer)
-    assert learned(segment, tokenizer) == ["d<|end|>", "f<|end|>"]
+    assert learned(segment, tokenizer) == [" d<|end|>", " f<|end|>"]
 
 
 def test_documents_learn_all_but_the_first_token(tokenizer):
@@ -245,8 +245,8 @@ def test_paint_shows_every_token_once(tokenizer):
     (segment,) = render(talk("[b]a[/b]", "line\nline"), POSTTRAIN, tokenizer)
     for every_token in (False, True):
         shown = Text.from_markup(paint(segment, tokenizer, every_token=every_token))
-        assert shown.plain.startswith("<|user|>[b]a[/b]<|end|><|assistant|>line⏎\nline<|end|>\n")
+        assert shown.plain.startswith("<|user|>[b]a[/b]<|end|><|assistant|> line⏎\nline<|end|>\n")
         green = "".join(shown.plain[s.start : s.end] for s in shown.spans if "on" in str(s.style))
-        assert green == "line⏎\nline<|end|>"
+        assert green == " line⏎\nline<|end|>"
     cut = paint(Segment(tokens=segment.tokens, mask=segment.mask, truncated=3), tokenizer)
     assert f"{sum(segment.mask)} of {len(segment.tokens)} tokens are learned; 3 were cut off" in cut
