@@ -1,9 +1,10 @@
 """How a step is cut into micro-batches changes no gradient, for every loss of every loop; nor does packing.
 
 The losses are those that the loops hand to the learner: the learner's `step` is watched, so each case is the real
-algorithm's batch, weights and closure. Gradients are compared in norm, from equal weights and before any optimizer step.
+algorithm's batch, weights and closure. Gradients are compared in norm, from equal weights, before any optimizer step.
 """
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -42,10 +43,8 @@ def catch(monkeypatch, tmp_path) -> Callable[..., Caught]:
             return real(self, *parts)
 
         monkeypatch.setattr(Learner, "step", step)
-        try:
+        with contextlib.suppress(Enough):
             toy.run(module, cfg, tmp_path / "run")
-        except Enough:
-            pass
         monkeypatch.undo()
         return caught
 
@@ -62,7 +61,7 @@ def cast(part: Part, dtype: torch.dtype) -> Part:
 
 
 def gradient(learner: Learner, part: Part, micro: int | None, dtype: torch.dtype) -> Tensor:
-    """The gradient that `Learner.step` makes, at weights a little beside the reference, where every term has a slope."""
+    """The gradient that `Learner.step` makes, at weights beside the reference, where every term has a slope."""
     was = next(learner.model.parameters()).dtype
     model = learner.model.to(dtype)
     g = torch.Generator().manual_seed(1)

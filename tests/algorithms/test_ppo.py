@@ -8,6 +8,7 @@ import pytest
 from algorithms import toy
 from posttrain.algorithms import ppo
 from posttrain.data.rows import Data
+from posttrain.errors import InvariantError
 from posttrain.sample.base import SamplingParams
 from posttrain.train.learner import Optim
 
@@ -29,8 +30,8 @@ def config(folder: Path, seed: int = 0, reward: str = "share", **changes) -> ppo
     base = ppo.Config(
         model=toy.model(folder / "model", seed), template="posttrain",
         data=Data(path=toy.rows(folder / "tasks.jsonl", [{"prompt": w} for w in toy.WORDS])),
-        reward=f"{folder / 'reward.py'}:{reward}", prompts=32, steps=25, sampling=SamplingParams(max_tokens=8),
-        eval_every=0, optim=Optim(lr=5e-3), critic_optim=Optim(lr=5e-3), run=toy.quiet(seed),
+        reward=f"{folder / 'reward.py'}:{reward}", prompts=32, steps=32, sampling=SamplingParams(max_tokens=8),
+        eval_every=0, optim=Optim(lr=1e-2), critic_optim=Optim(lr=5e-3), run=toy.quiet(seed),
     )  # fmt: skip
     return replace(base, **changes)
 
@@ -52,6 +53,23 @@ def test_the_reward_rises_and_the_critic_foresees_it(tmp_path, seed):
     assert metrics[0]["explained_variance"] == pytest.approx(0, abs=1e-6)  # its head begins at zero
     for metric, threshold in THRESHOLDS.items():
         assert sum(m[metric] for m in metrics[-3:]) / 3 > threshold, metric
+
+
+def test_a_reward_that_always_abstains_stops_at_once(tmp_path):
+    with pytest.raises(InvariantError, match="100.0% of answers could not be scored.*samples.jsonl says why"):
+        toy.run(ppo, config(tmp_path, reward="nothing"), tmp_path / "run")
+    assert (tmp_path / "run" / "samples.jsonl").stat().st_size > 0
+
+
+def test_a_constant_reward_stops_after_five_batches(tmp_path):
+    with pytest.raises(InvariantError, match="5 silent batches in a row in step 4"):
+        toy.run(ppo, config(tmp_path, reward="constant"), tmp_path / "run")
+
+
+def test_warm_up_trains_the_critic_alone(tmp_path):
+    _, metrics = toy.run(ppo, config(tmp_path, steps=4, warmup_steps=3), tmp_path / "run")
+    assert ["value_loss" in m and "loss" not in m for m in metrics] == [True, True, True, False]
+    assert all(m["kl_ref_k1"] == pytest.approx(0, abs=1e-5) for m in metrics if "kl_ref_k1" in m and m["step"] < 3)
 
 
 if __name__ == "__main__":

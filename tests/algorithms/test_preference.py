@@ -28,8 +28,13 @@ def learn(name: str, metric: str, seed: int, folder) -> float:
     return toy.run(preference, config(folder, seed, name), folder / "run")[1][-1][metric]
 
 
-# `cd tests && python -m algorithms.test_preference`: RECORDED
-THRESHOLDS = {"dpo": {"eval_accuracy": 0.8, "eval_margin": 0.2}, "ipo": {"eval_accuracy": 0.8, "eval_margin": 0.2}}
+# Ten seeds of `cd tests && python -m algorithms.test_preference`, mean - 3 standard deviations:
+#   dpo  accuracy 0.9125 - 3 x 0.0412, margin 2.8925 - 3 x 0.3880
+#   ipo  accuracy 0.9000 - 3 x 0.0527, margin 0.3147 - 3 x 0.0672
+THRESHOLDS = {
+    "dpo": {"eval_accuracy": 0.7888, "eval_margin": 1.7285},
+    "ipo": {"eval_accuracy": 0.7419, "eval_margin": 0.1132},
+}
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])

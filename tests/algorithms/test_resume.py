@@ -84,7 +84,8 @@ def work(name: str, cfg, folder: Path, kill_at: int | None) -> None:
 def child():
     """Run `work` in a child and return its exit code."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["pytest", "torch._dynamo", "tokenizers", *(module.__name__ for module in MODULES.values())])
+    modules = (module.__name__ for module in MODULES.values())
+    context.set_forkserver_preload(["pytest", "tokenizers", "torch._dynamo", *modules])  # AdamW imports the last
 
     def run(*args) -> int:
         process = context.Process(target=work, args=args)

@@ -67,7 +67,7 @@ def record(**learn: Callable[[int, Path], float]) -> None:
     """Print what thresholds are made of: ten seeds of each quantity, their mean, deviation, and mean - 3 deviations."""
     for name, one in learn.items():
         values = []
-        for seed in range(10, 20):
+        for seed in range(10):
             with tempfile.TemporaryDirectory() as folder:
                 values.append(one(seed, Path(folder)))
         mean, std = statistics.mean(values), statistics.stdev(values)
