@@ -9,13 +9,14 @@ from algorithms import toy
 from posttrain.algorithms import ppo
 from posttrain.data.rows import Data
 from posttrain.errors import InvariantError
+from posttrain.objectives.presets import PRESETS
 from posttrain.sample.base import SamplingParams
 from posttrain.train.learner import Optim
 
 REWARD = """
 def share(task, trajectory):
     words = trajectory.completion.split()
-    return words.count("b") / 8 + (task.prompt[0].content < "i")
+    return words.count("b") / 8 + 0.5 * (task.prompt[0].content < "i")
 
 def nothing(task, trajectory):
     return None
@@ -27,10 +28,12 @@ def constant(task, trajectory):
 
 def config(folder: Path, seed: int = 0, reward: str = "share", **changes) -> ppo.Config:
     (folder / "reward.py").write_text(REWARD)
+    leash = replace(PRESETS["ppo"].kl, beta=0.01)  # at 0.05, a "b" would cost more than it earns
     base = ppo.Config(
         model=toy.model(folder / "model", seed), template="posttrain",
         data=Data(path=toy.rows(folder / "tasks.jsonl", [{"prompt": w} for w in toy.WORDS])),
-        reward=f"{folder / 'reward.py'}:{reward}", prompts=32, steps=32, sampling=SamplingParams(max_tokens=8),
+        reward=f"{folder / 'reward.py'}:{reward}", objective=replace(PRESETS["ppo"], kl=leash),
+        prompts=32, steps=18, sampling=SamplingParams(max_tokens=8),
         eval_every=0, optim=Optim(lr=1e-2), critic_optim=Optim(lr=5e-3), run=toy.quiet(seed),
     )  # fmt: skip
     return replace(base, **changes)
@@ -42,9 +45,10 @@ def learn(metric: str, seed: int, folder: Path) -> float:
     return sum(m[metric] for m in metrics[-3:]) / 3
 
 
-# 32 prompts of 16 words: half of the reward's 0.5 + 0.04 at the start is the prompt's, and stays.
-# `cd tests && python -m algorithms.test_ppo`: RECORDED
-THRESHOLDS = {"reward_mean": 0.7, "explained_variance": 0.3}
+# Every step has each of the 16 prompts twice, so 0.25 of the reward is theirs; a random model begins at 0.29.
+# Ten seeds of `cd tests && python -m algorithms.test_ppo`, mean - 3 standard deviations: reward 1.2352 - 3 x 0.0231,
+# explained variance 0.9808 - 3 x 0.0195.
+THRESHOLDS = {"reward_mean": 1.1658, "explained_variance": 0.9224}
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])

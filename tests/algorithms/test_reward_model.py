@@ -38,8 +38,8 @@ def accuracy(seed: int, folder) -> float:
     return toy.run(reward_model, config(folder, seed), folder / "run")[1][-1]["eval_accuracy"]
 
 
-# Ten seeds of `cd tests && python -m algorithms.test_reward_model`: mean 0.9250, std 0.0333, mean - 3 std = 0.8250.
-THRESHOLD = 0.825
+# Ten seeds of `cd tests && python -m algorithms.test_reward_model`: mean 0.9275, std 0.0362, mean - 3 std = 0.8188.
+THRESHOLD = 0.8188
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
