@@ -310,7 +310,7 @@ class Run:
                     f"{path} has {size(path)} bytes but had {wanted} when {self._latest} was written: it was "
                     "edited. Restore it, or start into a new folder (--out)."
                 )
-            if path.exists():
+            if path.exists() and self.result is None:  # a finished run has its last checks after the checkpoint
                 os.truncate(path, wanted)
 
     def _append(self, name: str, record: Mapping[str, Any] | str) -> None:
