@@ -54,9 +54,14 @@ def special_id(name: str, template: Template | JinjaTemplate, tokenizer: Tokeniz
     """Id of a token that the template cannot do without."""
     index = tokenizer.token_id(name)
     if index is None:
+        other = (
+            "Its tokenizer names no eos_token either: write one into tokenizer_config.json"
+            if template.name == "plain"
+            else 'Use "auto" (the model\'s own template), "plain", or a model that has it'
+        )
         raise ModelError(
             f'the chat template "{template.name}" needs the token {name}, which is not in the vocabulary of '
-            f'{tokenizer.vocab_size} tokens. Use "auto" (the model\'s own template), "plain", or a model that has it'
+            f"{tokenizer.vocab_size} tokens. {other}"
         )
     return index
 

@@ -9,7 +9,7 @@ book shows one conversation under each of them.
 import functools
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import date
 from typing import Any
 
@@ -181,7 +181,7 @@ def choose(name: str, tokenizer: Tokenizer) -> Template | JinjaTemplate:
     Raises ConfigError for an unknown name and ModelError where "auto" finds no template.
     """
     if name in TEMPLATES:
-        return TEMPLATES[name]
+        return fitted(TEMPLATES[name], tokenizer)
     if name != "auto":
         raise ConfigError(f'there is no chat template "{name}". {nearest(name, [*TEMPLATES, "auto"])}')
     if tokenizer.chat_template is None:
@@ -189,10 +189,27 @@ def choose(name: str, tokenizer: Tokenizer) -> Template | JinjaTemplate:
             'template = "auto" means the one stored with the model, and this model has none. Name a template: "plain" '
             'asks a base model in Q: and A:, "posttrain" and "chatml" need their special tokens in the vocabulary'
         )
-    for template in TEMPLATES.values():
-        if tokenizer.chat_template == template.jinja:
+    for template in (fitted(t, tokenizer) for t in TEMPLATES.values()):
+        if tokenizer.chat_template == stored(template, tokenizer):
             return template
     return JinjaTemplate(source=tokenizer.chat_template, name="of the model")
+
+
+def fitted(template: Template, tokenizer: Tokenizer) -> Template:
+    """The template for a vocabulary: where "plain" ends documents in <|endoftext|>, others have an EOS of their own."""
+    eos = tokenizer.special_tokens.get("eos_token")
+    if template.name != PLAIN.name or eos is None or tokenizer.token_id(template.stop[0]) is not None:
+        return template
+    turn = template.turns["assistant"]
+    closed = replace(turn, after=eos + turn.after.removeprefix(template.stop[0]))
+    return replace(template, stop=(eos,), turns={**template.turns, "assistant": closed})
+
+
+def stored(template: Template | JinjaTemplate, tokenizer: Tokenizer) -> str:
+    """The Jinja source to keep beside a model: what it was trained under, so with the BOS that its tokenizer adds."""
+    if isinstance(template, JinjaTemplate):
+        return template.source
+    return ("{{ bos_token }}" if tokenizer.adds_bos else "") + template.jinja
 
 
 class _Refused(Exception):

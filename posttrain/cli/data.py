@@ -67,8 +67,9 @@ def main(words: Sequence[str]) -> None:
     )  # fmt: skip
     console = Console(highlight=False, soft_wrap=True, emoji=False)
     names = [f"{loaded.tokenizer.token(i)} ({i})" for i in loaded.stop_ids]
+    template = loaded.chosen.name if loaded.chosen else "none"
     console.print(
-        f'{options.path} read as kind "{kind}", template {loaded.template.name}, stop tokens {", ".join(names)}, '
+        f'{options.path} read as kind "{kind}", template {template}, stop tokens {", ".join(names)}, '
         f"context {loaded.context}",
         markup=False,
         style="bold",

@@ -27,9 +27,11 @@ class Options:
     """Write a model as a Hugging Face folder: weights, tokenizer, chat template, generation config and model card."""
 
     run: str
-    """A run, a demo folder, a checkpoint, or any other model: "base", a Hugging Face folder."""
+    """A run, a demo folder, a checkpoint, any other model ("base", a Hugging Face folder), or a llama2.c .bin file."""
     out: Path
     """The folder to write. It must be new, empty, or an earlier export, which is replaced."""
+    tokenizer: Path | None = None
+    """The vocabulary of a llama2.c model, such as tok512.bin for stories260K.bin. Other models bring their own."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """Type in which the weights are stored. Training here uses float32; 16 bits halve the size and round."""
 
@@ -48,14 +50,14 @@ class Stage:
 
 def main(words: Sequence[str]) -> None:
     """Check the target, load, write."""
-    options = parse(Options, words, "posttrain export RUN OUT [--dtype bfloat16]", ("run", "out"))
+    usage = "posttrain export RUN OUT [--dtype bfloat16], or posttrain export MODEL.bin OUT --tokenizer TOKENIZER.bin"
+    options = parse(Options, words, usage, ("run", "out"))
     check_target(options.out)
     import torch
 
     from posttrain.models.hf_format import save_folder
-    from posttrain.models.load import load
 
-    loaded = load(options.run)
+    loaded = _load(options)
     out = options.out.resolve()
     if out == loaded.folder.resolve() or out in loaded.folder.resolve().parents:
         raise UsageError(f"{options.out} holds the model that is to be exported. Name a new folder.")
@@ -70,6 +72,26 @@ def main(words: Sequence[str]) -> None:
     )
     size = sum(p.stat().st_size for p in out.iterdir()) / 2**20
     print(f"{options.out}: {size:.1f} MiB, {options.dtype}, from {loaded.folder}. README.md is its card; read it over.")
+
+
+def _load(options: Options) -> "Loaded":
+    """The model to write. Raises UsageError where a llama2.c file comes without its vocabulary, or the reverse."""
+    from posttrain.models.llama2c import load_llama2c
+    from posttrain.models.load import Loaded, load
+
+    is_llama2c = options.run.endswith(".bin")
+    if is_llama2c and options.tokenizer is None:
+        raise UsageError(
+            f"{options.run} is a llama2.c checkpoint, which has its vocabulary in a second file. "
+            "Add --tokenizer FILE, such as tok512.bin for stories260K.bin."
+        )
+    if options.tokenizer is not None and not is_llama2c:
+        raise UsageError(
+            f"--tokenizer {options.tokenizer} is for llama2.c files (.bin); {options.run} brings its own. Leave it out."
+        )
+    if not is_llama2c:
+        return load(options.run)
+    return Loaded(*load_llama2c(options.run, options.tokenizer), None, Path(options.run))
 
 
 def check_target(out: Path) -> None:
@@ -114,7 +136,8 @@ def card(name: str, loaded: "Loaded") -> str:
     for s in stages:
         text += [f"### {s.method}: {s.steps} steps on {s.data}", "", "| metric | last value |", "| --- | --- |"]
         text += [*(f"| {k} | {v:.5g} |" for k, v in sorted(s.metrics.items())), ""]
-    text += ["## Chat template", "", f"{loaded.template.name}; generation stops at {_stops(loaded)}.", ""]
+    template = loaded.chosen.name if loaded.chosen else "None: a base model, which continues text"
+    text += ["## Chat template", "", f"{template}; generation stops at {_stops(loaded)}.", ""]
     return "\n".join([*front, *text])
 
 

@@ -29,6 +29,8 @@ class Options:
     """A model: "base", a run, a demo folder, a Hugging Face folder."""
     prompt: str
     """What the user says."""
+    raw: bool = False
+    """Continue the prompt as it stands, without a chat template: what a base model does."""
     system: str | None = None
     """A system message before it."""
     n: int = 8
@@ -51,6 +53,8 @@ class Options:
     def __post_init__(self):
         if self.n < 1:
             raise ConfigError(f"n = {self.n}: sample at least one answer")
+        if self.raw and (self.system is not None or self.template != "auto"):
+            raise ConfigError("raw continues plain text: it goes with neither system nor template. Leave one out")
 
 
 def main(words: Sequence[str]) -> None:
@@ -73,20 +77,26 @@ def answers(options: Options) -> list[dict]:
     from posttrain import chat
     from posttrain.sample.base import SamplingParams
 
-    loaded, sampler = writer(options.model, options.template)
+    loaded, sampler = writer(options.model, options.template, quiet=options.raw)
+    tokenizer = loaded.tokenizer
     params = SamplingParams(
         temperature=options.temperature,
         top_p=options.top_p,
         top_k=options.top_k,
         max_tokens=options.max_tokens,
-        stop_ids=loaded.stop_ids,
+        stop_ids=tokenizer.stop_ids if options.raw else loaded.stop_ids,
     )
-    messages = [Message("system", options.system)] if options.system else []
-    ids = chat.prompt([*messages, Message("user", options.prompt)], loaded.template, loaded.tokenizer)
+    if options.raw:
+        ids = ([tokenizer.bos_id] if tokenizer.adds_bos else []) + tokenizer.encode(options.prompt)
+    else:
+        messages = [Message("system", options.system)] if options.system else []
+        ids = chat.prompt([*messages, Message("user", options.prompt)], loaded.template, tokenizer)
     seeds = [rng.fold(options.seed, "sample", i) for i in range(options.n)]
     return [
         {
-            "text": chat.answer_text(c.tokens, loaded.template, loaded.tokenizer),
+            "text": tokenizer.decode(c.tokens, skip_special=True)
+            if options.raw
+            else chat.answer_text(c.tokens, loaded.template, tokenizer),
             "tokens": len(c.tokens),
             "stop": str(c.stop),
             "mean_logp": fmean(c.logp),
@@ -95,8 +105,11 @@ def answers(options: Options) -> list[dict]:
     ]
 
 
-def writer(model: str | Path, template: str = "auto") -> "tuple[Loaded, TorchSampler]":
-    """A model by name with a sampler for it. ModelError for a reward model, which scores answers and writes none."""
+def writer(model: str | Path, template: str = "auto", *, quiet: bool = False) -> "tuple[Loaded, TorchSampler]":
+    """A model by name with a sampler for it. ModelError for a reward model, which scores answers and writes none.
+
+    quiet: say nothing of the base and its template.
+    """
     from posttrain.models.decoder import Decoder
     from posttrain.models.load import EMBEDDED, load
     from posttrain.sample.torch import TorchSampler
@@ -107,7 +120,7 @@ def writer(model: str | Path, template: str = "auto") -> "tuple[Loaded, TorchSam
             f'"{model}" is a reward model: it scores answers and cannot write any. Name the model that writes, such as '
             "the one it was trained on (`posttrain runs show RUN` says which)."
         )
-    if str(model) in EMBEDDED and template == "auto":
+    if str(model) in EMBEDDED and template == "auto" and not quiet:
         note = "the base has never seen its chat template; --template plain asks it as its corpus does"
         print(f"note: {note}", file=sys.stderr)
     return loaded, TorchSampler(loaded.model)

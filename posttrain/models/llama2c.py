@@ -1,8 +1,9 @@
 """Reads the two files of llama2.c: a checkpoint (`stories260K.bin`) and its vocabulary (`tok512.bin`).
 
 They hold the smallest public language models that speak English, a few hundred thousand weights trained on
-TinyStories, and so make a real base model for tests and lessons. The reader gives NumPy arrays under Hugging Face's
-Llama names and a `tokenizers` object; nothing here computes a logit. Format: github.com/karpathy/llama2.c, `export.py`
+TinyStories, and so make a real base model for tests and lessons. The readers give NumPy arrays under Hugging Face's
+Llama names and a `tokenizers` object; `load_llama2c` makes our model and tokenizer of them, and `posttrain export
+stories260K.bin OUT --tokenizer tok512.bin` a Hugging Face folder. Format: github.com/karpathy/llama2.c, `export.py`
 version 0 and `tokenizer.py`, little-endian throughout.
 """
 
@@ -12,12 +13,42 @@ from typing import Any
 
 import numpy as np
 import tokenizers
+import torch
 from tokenizers import AddedToken, decoders, models, normalizers, processors
 
 from posttrain.errors import ModelError
+from posttrain.models.decoder import Decoder, ModelConfig
+from posttrain.models.hf_format import hf_name
+from posttrain.models.tokenizers import Tokenizer
 
 SPACE = "▁"
 """How sentencepiece spells a space inside a piece; llama2.c's file has the space itself."""
+
+
+def load_llama2c(checkpoint: str | Path, vocabulary: str | Path) -> tuple[Decoder, Tokenizer]:
+    """The model and the tokenizer of a pair of files, as `load_folder` and `Tokenizer.load` give them for a folder.
+
+    The family stops at <s> (id 1) as well as at </s>: stories followed each other with <s> between them in training.
+    Raises ModelError where a file is missing or not of its format, or the two have vocabularies of different sizes.
+    """
+    for path in (checkpoint, vocabulary):
+        if not Path(path).is_file():
+            raise ModelError(f"there is no file {path}. A llama2.c model is two files: model.bin and its tokenizer.bin")
+    config, weights = read_llama2c(checkpoint)
+    roles = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+    tokenizer = Tokenizer(tokenizer_from_llama2c(vocabulary), roles, stop_ids=(1, 2))
+    if tokenizer.vocab_size != config["vocab_size"]:
+        raise ModelError(
+            f"{vocabulary} has {tokenizer.vocab_size} pieces, but the embedding of {checkpoint} has "
+            f"{config['vocab_size']} rows: they belong to different models (stories260K.bin goes with tok512.bin)"
+        )
+    known = ModelConfig.__dataclass_fields__
+    extra = {name: config[name] for name in ("bos_token_id", "eos_token_id")}
+    model = Decoder(ModelConfig(**{k: v for k, v in config.items() if k in known}, extra=extra))
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.copy_(torch.from_numpy(weights[hf_name(name)]))
+    return model, tokenizer
 
 
 def read_llama2c(path: str | Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from posttrain.chat.encode import stop_ids
-from posttrain.chat.templates import JinjaTemplate, Template, choose
+from posttrain.chat.templates import JinjaTemplate, Template, choose, stored
 from posttrain.errors import ModelError, missing_extra
 from posttrain.models.decoder import Decoder
 from posttrain.models.heads import ScalarModel
@@ -29,20 +29,27 @@ class Loaded:
 
     model: Decoder | ScalarModel
     tokenizer: Tokenizer
-    template: Template | JinjaTemplate
+    chosen: Template | JinjaTemplate | None
+    """The chat template, None for a base model that has none: enough for plain text, where no turn is rendered."""
     folder: Path
     """Where the weights were read."""
 
     @property
+    def template(self) -> Template | JinjaTemplate:
+        """The chat template. Raises ModelError where there is none, with those that can be named."""
+        return self.chosen or choose("auto", self.tokenizer)
+
+    @property
     def stop_ids(self) -> tuple[int, ...]:
-        """Ids that end the model's turn."""
-        return stop_ids(self.template, self.tokenizer)
+        """Ids that end the model's turn, or where it knows no turns, its text."""
+        return self.tokenizer.stop_ids if self.chosen is None else stop_ids(self.chosen, self.tokenizer)
 
     @property
     def chat_tokenizer(self) -> Tokenizer:
         """The tokenizer with the chat template in use, as it is to be saved beside the trained weights."""
-        source = self.template.source if isinstance(self.template, JinjaTemplate) else self.template.jinja
-        return self.tokenizer.with_chat(source, self.stop_ids)
+        if self.chosen is None:
+            return self.tokenizer
+        return self.tokenizer.with_chat(stored(self.chosen, self.tokenizer), self.stop_ids)
 
     @property
     def context(self) -> int:
@@ -95,7 +102,8 @@ def load(name: str | Path, *, template: str = "auto", dtype: torch.dtype = torch
             f"{folder}: the tokenizer has ids up to {tokenizer.vocab_size - 1}, but the embedding has only "
             f"{model.cfg.vocab_size} rows. They belong to different models."
         )
-    return Loaded(model, tokenizer, choose(template, tokenizer), folder)
+    chosen = None if template == "auto" and tokenizer.chat_template is None else choose(template, tokenizer)
+    return Loaded(model, tokenizer, chosen, folder)
 
 
 def frozen_copy(model: Decoder) -> Decoder:

@@ -1,4 +1,5 @@
-"""The llama2.c reader: its tokenizer against a plain loop of llama2.c's encoder, its weights against their file."""
+"""The llama2.c reader: its tokenizer against a plain loop of llama2.c's encoder, its weights against their file, and
+the folder that export makes of them against a NumPy forward pass, the published sample and transformers."""
 
 import json
 import random
@@ -7,10 +8,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
+from posttrain.cli.main import main
 from posttrain.errors import ModelError
-from posttrain.models.llama2c import half_split, read_llama2c, tokenizer_from_llama2c
+from posttrain.models.hf_format import load_folder
+from posttrain.models.llama2c import half_split, load_llama2c, read_llama2c, tokenizer_from_llama2c
+from posttrain.models.load import load
 from posttrain.models.tokenizers import Tokenizer
+from posttrain.objectives.tokens import token_logprobs
+from posttrain.sample.base import SamplingParams
+from posttrain.sample.torch import TorchSampler
 
 FOLDER = Path(__file__).resolve().parents[3] / "shared" / "data" / "tiny-lm"
 needs_files = pytest.mark.skipif(not FOLDER.exists(), reason=f"no {FOLDER}: the stories260K files are absent")
@@ -134,3 +142,135 @@ def test_a_cut_file_is_named(tmp_path):
         (tmp_path / name).write_bytes((FOLDER / name).read_bytes()[:-3])
         with pytest.raises(ModelError, match=name):
             read(tmp_path / name)
+
+
+# --- the whole way: two files, a Hugging Face folder, the published story --------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """stories260K as a folder, made by the command line."""
+    out = tmp_path_factory.mktemp("stories") / "stories260K"
+    words = ["export", FOLDER / "stories260K.bin", out, "--tokenizer", FOLDER / "tok512.bin"]
+    assert main([str(w) for w in words]) == 0
+    return out
+
+
+@pytest.fixture(scope="module")
+def published():
+    return json.loads((FOLDER / "reference_greedy.json").read_text())
+
+
+def plain_forward(tokens):
+    """Logits [T, V] of stories260K in float64, straight from the file as its description lays it out.
+
+    RoPE turns neighbouring channels, so nothing of the reader's reordering is shared.
+    """
+    path = FOLDER / "stories260K.bin"
+    dim, hidden, layers, heads, kv_heads, vocab, _ = np.fromfile(path, "<i4", count=7).tolist()
+    flat, at = np.fromfile(path, "<f4", offset=28).astype(np.float64), 0
+
+    def take(*shape):
+        nonlocal at
+        at += (size := int(np.prod(shape)))
+        return flat[at - size : at].reshape(shape)
+
+    d, kv = dim // heads, dim // heads * kv_heads
+    embed, norm_1 = take(vocab, dim), take(layers, dim)
+    q_, k_, v_, o_ = take(layers, dim, dim), take(layers, kv, dim), take(layers, kv, dim), take(layers, dim, dim)
+    norm_2, gate_ = take(layers, dim), take(layers, hidden, dim)
+    down_, up_, norm_3 = take(layers, dim, hidden), take(layers, hidden, dim), take(dim)
+
+    def normed(x, gain):
+        return x / np.sqrt((x * x).mean(-1, keepdims=True) + 1e-5) * gain
+
+    place = np.arange(len(tokens))[:, None, None]
+    turn = np.exp(1j * place * 10000.0 ** (-np.arange(0, d, 2) / d))
+
+    def rotated(x):
+        z = (x[..., 0::2] + 1j * x[..., 1::2]) * turn
+        return np.stack([z.real, z.imag], -1).reshape(x.shape)
+
+    x, n = embed[list(tokens)], len(tokens)
+    future = np.triu(np.full((n, n), -np.inf), 1)
+    for i in range(layers):
+        h = normed(x, norm_1[i])
+        q = rotated((h @ q_[i].T).reshape(n, heads, d))
+        k = rotated((h @ k_[i].T).reshape(n, kv_heads, d)).repeat(heads // kv_heads, 1)
+        v = (h @ v_[i].T).reshape(n, kv_heads, d).repeat(heads // kv_heads, 1)
+        scores = np.exp(np.einsum("thd,shd->hts", q, k) / np.sqrt(d) + future)
+        x = x + np.einsum("hts,shd->thd", scores / scores.sum(-1, keepdims=True), v).reshape(n, dim) @ o_[i].T
+        h = normed(x, norm_2[i])
+        g = h @ gate_[i].T
+        x = x + (g / (1 + np.exp(-g)) * (h @ up_[i].T)) @ down_[i].T
+    return normed(x, norm_3) @ embed.T
+
+
+@needs_files
+def test_log_probabilities_are_those_of_a_plain_forward_pass(folder, published):
+    tokens = [published["start_token"], *published["tokens"]]
+    logits = plain_forward(tokens)
+    assert (logits[:-1].argmax(-1) == published["tokens"]).all(), "the oracle itself gives the published story"
+    peak = logits.max(-1, keepdims=True)
+    expected = logits - peak - np.log(np.exp(logits - peak).sum(-1, keepdims=True))
+    expected = expected[np.arange(len(tokens) - 1), tokens[1:]]
+    ids = torch.tensor([tokens])
+    with torch.no_grad():
+        model = load_folder(folder)
+        found = token_logprobs(model.logits(model(ids)), ids)[0]
+    assert found[0] == 0
+    np.testing.assert_allclose(found[1:].numpy(), expected, atol=1e-5)  # float32 logits of size 20: 2e-6 each
+
+
+@needs_files
+def test_the_folder_tells_the_published_story(folder, published, capsys):
+    loaded = load(folder)
+    assert (loaded.chosen, loaded.stop_ids, loaded.context) == (None, (1, 2), 512)
+    params = SamplingParams(temperature=0.0, max_tokens=200, stop_ids=loaded.stop_ids)
+    (told,) = TorchSampler(loaded.model).generate([[published["start_token"]]], params, [0])
+    assert list(told.tokens) == published["tokens"]
+    asked = ["--prompt", "Once upon a time, there was", "--raw", "--temperature=0", "-n=1", "--max-tokens=30", "--json"]
+    assert main(["sample", str(folder), *asked]) == 0
+    (answer,) = json.loads(capsys.readouterr().out)["answers"]
+    assert published["text"].startswith("Once upon a time, there was " + answer["text"].strip())
+
+
+@needs_files
+def test_transformers_agrees(folder, published):
+    transformers = pytest.importorskip("transformers", reason="transformers is not installed")
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64).eval()
+    tokens = [published["start_token"], *published["tokens"]]
+    with torch.no_grad():
+        ours = load_folder(folder, dtype=torch.float64)
+        hidden = ours(torch.tensor([tokens]))
+        gap = (ours.logits(hidden) - theirs(torch.tensor([tokens])).logits).abs().max()
+    assert gap < 1e-5, "they take norms and rotations in float32"
+    start = torch.tensor([tokens[:1]])
+    out = theirs.generate(start, attention_mask=torch.ones_like(start), do_sample=False, max_new_tokens=200)
+    assert out[0].tolist() == tokens
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    assert tokenizer(published["text"])["input_ids"] == tokens
+    assert tokenizer.decode(tokens, skip_special_tokens=True) == published["text"]
+
+
+@needs_files
+def test_files_of_different_models_do_not_mix(tmp_path):
+    longer = (FOLDER / "tok512.bin").read_bytes() + struct.pack("<fi", -1.0, 2) + b"zq"
+    (tmp_path / "tok513.bin").write_bytes(longer)
+    with pytest.raises(ModelError, match="tok513.bin has 513 pieces.*512 rows.*different models"):
+        load_llama2c(FOLDER / "stories260K.bin", tmp_path / "tok513.bin")
+
+
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        (["model.bin"], "Add --tokenizer FILE, such as tok512.bin"),
+        (["model.bin", "--tokenizer=tok.bin"], "there is no file model.bin"),
+        (["folder", "--tokenizer=tok.bin"], "is for llama2.c files"),
+    ],
+    ids=["no tokenizer", "no file", "no llama2.c"],
+)
+def test_what_export_needs(tmp_path, monkeypatch, capsys, words, message):
+    monkeypatch.chdir(tmp_path)
+    assert main(["export", words[0], "out", *words[1:]]) in (1, 2)
+    assert message in capsys.readouterr().err and not (tmp_path / "out").exists()
