@@ -66,6 +66,11 @@ def refuse_foreign(folder: Path) -> None:
         )
 
 
+def never_began(folder: Path) -> bool:
+    """Whether a run folder holds no step: a wrong template or a bad row stopped it, and there is nothing to keep."""
+    return size(folder / "metrics.jsonl") == 0 and not found(folder / "checkpoints") and read_result(folder) is None
+
+
 def lock_folder(folder: Path) -> int:
     """Hold the folder against other processes; a killed holder releases it. Returns the handle to close."""
     handle = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT)

@@ -29,7 +29,7 @@ from typing import Any
 from posttrain import config, rng
 from posttrain.errors import ConfigError, Interrupted, InvariantError, NonFiniteError, RunError, UsageError
 from posttrain.train import checkpoint, provenance
-from posttrain.train.folder import Result, compare, lock_folder, read_result, refuse_foreign, size
+from posttrain.train.folder import Result, compare, lock_folder, never_began, read_result, refuse_foreign, size
 from posttrain.train.invariants import Check
 from posttrain.train.metrics import lookup, mean
 from posttrain.train.progress import Bar, headline
@@ -101,6 +101,7 @@ class Run:
 
         Raises UsageError if the folder is no run, RunError if another process has it open, and ConfigError with the
         list of differences if it was made with another config. Fields marked may_change may differ; that is logged.
+        A run that failed before its first step has nothing to keep: it begins anew, under the config asked for.
         """
         folder = Path(folder)
         is_run = (folder / "config.toml").exists()
@@ -109,6 +110,9 @@ class Run:
         folder.mkdir(parents=True, exist_ok=True)
         lock = lock_folder(folder)
         try:
+            if is_run and never_began(folder):
+                (folder / "meta.json").unlink(missing_ok=True)
+                is_run = False
             changes = compare(folder, cfg) if is_run else []
             if changes and (folder / "result.json").exists():
                 (folder / "result.json").unlink()  # the request changed, so the run is not complete any more

@@ -224,6 +224,16 @@ def test_another_config_is_refused_with_the_difference(tmp_path):
     assert read_result(tmp_path) is not None
 
 
+def test_a_run_that_never_began_takes_another_config(tmp_path):
+    """The remedy that an error names (skip bad rows, name a template) is another config; the same --out must take it."""
+    with pytest.raises(ConfigError, match="no template"), Run.open(tmp_path / "r", Config()):
+        raise ConfigError("no template")
+    train(tmp_path / "r", Config(lr=0.2))
+    train(tmp_path / "whole", Config(lr=0.2))
+    assert contents(tmp_path / "r") == contents(tmp_path / "whole")
+    assert "lr = 0.2" in (tmp_path / "r/config.toml").read_text()
+
+
 def test_steps_may_change_and_the_change_is_logged(tmp_path):
     train(tmp_path / "longer", Config(steps=8))
     result, _ = train(tmp_path / "longer", Config(steps=12))
@@ -249,7 +259,7 @@ def test_user_code_is_copied_and_must_not_change(tmp_path):
     code = tmp_path / "mine.py"
     code.write_text("def reward(task, trajectory): ...\n")
     cfg = Config(reward=f"{code}:reward")
-    Run.open(tmp_path / "r", cfg).close()
+    train(tmp_path / "r", cfg)
     (copy,) = (tmp_path / "r/code").iterdir()
     assert copy.read_text() == code.read_text()
     code.write_text("def reward(task, trajectory): return 1\n")
