@@ -56,20 +56,24 @@ def main(words: Sequence[str]) -> None:
     import torch
 
     from posttrain.models.hf_format import save_folder
+    from posttrain.train.checkpoint import full_disk
 
     loaded = _load(options)
     out = options.out.resolve()
     if out == loaded.folder.resolve() or out in loaded.folder.resolve().parents:
         raise UsageError(f"{options.out} holds the model that is to be exported. Name a new folder.")
     eos = {"eos_token_id": list(loaded.stop_ids), "pad_token_id": loaded.tokenizer.pad_id}
-    save_folder(
-        loaded.model,
-        out,
-        tokenizer=loaded.chat_tokenizer,
-        generation=eos | {"do_sample": True, "temperature": 1.0},
-        card=card(options.run, loaded),
-        dtype=getattr(torch, options.dtype),
-    )
+    try:
+        save_folder(
+            loaded.model,
+            out,
+            tokenizer=loaded.chat_tokenizer,
+            generation=eos | {"do_sample": True, "temperature": 1.0},
+            card=card(options.run, loaded),
+            dtype=getattr(torch, options.dtype),
+        )
+    except Exception as error:  # safetensors and the system each have their own class for a full disk
+        raise full_disk(error, f"writing {options.out}", out.parent) or error from error
     size = sum(p.stat().st_size for p in out.iterdir()) / 2**20
     print(f"{options.out}: {size:.1f} MiB, {options.dtype}, from {loaded.folder}. README.md is its card; read it over.")
 

@@ -9,7 +9,7 @@ import signal
 import sys
 from collections.abc import Sequence
 
-from posttrain.errors import Interrupted, PosttrainError, UsageError, nearest
+from posttrain.errors import Interrupted, PosttrainError, RunError, UsageError, nearest
 
 VERBS: dict[str, tuple[str, str]] = {
     "demo": ("posttrain.cli.demo", "the whole pipeline on the embedded base, with a report"),
@@ -41,6 +41,10 @@ def main(words: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # `posttrain runs list | head`
         sys.stderr.close()
         return 0
+    except OSError as error:  # no permission, a path through a file, a name too long: the system's words and the place
+        if error.filename is None:
+            raise
+        return _told(RunError(f"{error.filename}: {error.strerror}. Name another place, or give access to this one."))
     finally:
         signal.signal(signal.SIGTERM, before)
 

@@ -225,7 +225,7 @@ def test_another_config_is_refused_with_the_difference(tmp_path):
 
 
 def test_a_run_that_never_began_takes_another_config(tmp_path):
-    """The remedy that an error names (skip bad rows, name a template) is another config; the same --out must take it."""
+    """The remedy that an error names (skip bad rows, name a template) is another config, for the same --out."""
     with pytest.raises(ConfigError, match="no template"), Run.open(tmp_path / "r", Config()):
         raise ConfigError("no template")
     train(tmp_path / "r", Config(lr=0.2))
