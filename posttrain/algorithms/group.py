@@ -117,7 +117,7 @@ def train(cfg: Config, run: Run) -> Result:
     policy = Learner(loaded.model, cfg.optim, cfg.steps * cfg.minibatches, tokenizer=loaded.chat_tokenizer)
     reference = frozen_copy(loaded.model) if cfg.objective.needs_reference else None
     sampler = TorchSampler(policy.model)
-    state = run.load({"policy": policy}, {"beta": cfg.objective.kl.beta, "baseline": 0.0, "weight": 0.0, "silent": 0})
+    state = run.load({"policy": policy}, {"beta": cfg.objective.kl.beta, "baseline": 0.0, "weight": 0.0, "silent": 0, "best": None})
     sampler.update(policy)
 
     def loss(out: Outputs, b: TokenBatch) -> tuple[list[Term], Metrics]:
@@ -146,10 +146,12 @@ def train(cfg: Config, run: Run) -> Result:
         metrics = group_metrics(groups)
         run.keep_samples(step, groups)  # before the checks, whose advice is to read them
         signal = reward_signal(groups, grouped=cfg.objective.needs_group)
-        checks, state["silent"] = check_signal(signal, state["silent"])
+        checks, state["silent"] = check_signal(signal, state["silent"], best=state["best"])
+        if not signal.silent:
+            state["best"] = max(signal.reward, signal.reward if state["best"] is None else state["best"])
         run.check(step, *(c for c in checks if not c.ok or step == 0))
         kept, first = usable(groups, cfg.objective), policy.version == 0
-        if kept and not (state["silent"] and first):  # at the reference, the leash has no gradient either
+        if kept and not (signal.silent and first):  # at the reference, the leash has no gradient either
             batch, reward = collate_groups(kept, loaded.tokenizer.pad_id)
             batch = with_logps(batch, policy, reference, old=cfg.minibatches > 1)
             batch, state = with_advantages(batch, reward, cfg.objective, state)

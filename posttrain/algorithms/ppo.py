@@ -126,7 +126,7 @@ def train(cfg: Config, run: Run) -> Result:
     critic = Learner(make_critic(cfg), cfg.critic_optim, updates, tokenizer=loaded.chat_tokenizer)
     reference = frozen_copy(loaded.model) if cfg.objective.needs_reference else None
     sampler = TorchSampler(policy.model)
-    state = run.load(parts := {"policy": policy, "critic": critic}, {"beta": cfg.objective.kl.beta, "silent": 0})
+    state = run.load(parts := {"policy": policy, "critic": critic}, {"beta": cfg.objective.kl.beta, "silent": 0, "best": None})
     sampler.update(policy)
 
     def loss(out: Outputs, b: TokenBatch) -> tuple[list[Term], Metrics]:
@@ -149,7 +149,10 @@ def train(cfg: Config, run: Run) -> Result:
         groups = score(groups, rewards)
         metrics = group_metrics(groups)
         run.keep_samples(step, groups)  # before the checks, whose advice is to read them
-        checks, state["silent"] = check_signal(reward_signal(groups, grouped=False), state["silent"])
+        signal = reward_signal(groups, grouped=False)
+        checks, state["silent"] = check_signal(signal, state["silent"], best=state["best"])
+        if not signal.silent:
+            state["best"] = max(signal.reward, signal.reward if state["best"] is None else state["best"])
         run.check(step, *(c for c in checks if not c.ok or step == 0))
         batch, reward = collate_groups(groups, loaded.tokenizer.pad_id)
         batch = with_logps(batch, policy, reference, old=True)
@@ -158,7 +161,7 @@ def train(cfg: Config, run: Run) -> Result:
         foreseen = explained_variance(batch.old_value, batch.value_target, batch.mask)
         metrics["explained_variance"] = (foreseen.nan_to_num(), foreseen.isfinite())  # equal targets: left out
         first, count = policy.version == 0, min(cfg.minibatches, len(batch.group.unique()))
-        for epoch in range(0 if state["silent"] and first else cfg.epochs):  # there is no gradient at all yet
+        for epoch in range(0 if signal.silent and first else cfg.epochs):  # there is no gradient at all yet
             for mini in batch.minibatches(count, run.seed(step, epoch)):
                 mini = weigh(mini, cfg.objective.average)
                 fit = critic.step(Part(mini, critic_loss, ("values",)))

@@ -69,7 +69,7 @@ def captions(data: Mapping[str, Any]) -> Text:
     best = rm["best_of_8"]
     lines = [
         f"well-formed: greedy answers that stop and are sentences of the world, n = {first['well_formed']['n']}",
-        f"wins: gold's preference among sampled portraits of held-out people, ties half, n = {data['stages'][1]['win_rate_base']['n']}",
+        f"wins: gold's preference among greedy portraits of held-out people, ties half, n = {data['stages'][1]['win_rate_base']['n']}",
         f"solved: greedy, held-out sums and chains, n = {first['greedy']['n']}; pass@8: sampled, n = {first['pass_at_8']['n']}",
         "KL: kl(stage || SFT), nats per answer; brackets: 95 % intervals",
         f"reward model: {share(rm['accuracy'])} of held-out comparisons; best of 8 under it raises gold from "

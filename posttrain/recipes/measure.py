@@ -86,12 +86,12 @@ def share_well_formed(a: Answers) -> Interval:
 
 
 def win_rate(ours: Answers, theirs: Answers, seed: int) -> Interval:
-    """How often gold prefers our sampled portrait to theirs of the same prompt; ties count half.
+    """How often gold prefers our portrait to theirs of the same prompt; ties count half. Both are greedy.
 
     The interval is the bootstrap's over persons, not prompts: 22 wordings about one person are no independent evidence.
     """
     by_person: dict[str, list[float]] = {}
-    for a, b in zip(ours.about, theirs.about, strict=True):
+    for a, b in zip(ours.about_greedy, theirs.about_greedy, strict=True):
         x, y = gold_of(a), gold_of(b)
         by_person.setdefault(a.task.meta["person"], []).append(1.0 if x > y else 0.5 if x == y else 0.0)
     spread = bootstrap([sum(v) / len(v) for v in by_person.values()], seed)

@@ -207,6 +207,8 @@ class Signal:
     """No rewards that are compared differ, so that they give no gradient at all."""
     length: float
     """Mean number of tokens written."""
+    reward: float
+    """Mean reward of the scored answers; 0 where there are none."""
 
 
 def reward_signal(groups: Sequence[Group], *, grouped: bool = True) -> Signal:
@@ -225,17 +227,26 @@ def reward_signal(groups: Sequence[Group], *, grouped: bool = True) -> Signal:
         abstained=(len(members) - sum(map(len, values))) / n,
         silent=equal == len(comparable) if grouped else len({x for v in values for x in v}) < 2,
         length=sum(m.length for m in members) / n,
+        reward=sum(map(sum, values)) / max(1, sum(map(len, values))),
     )
 
 
-def check_signal(signal: Signal, silent_before: int = 0, *, abstain_limit: float = 0.05) -> tuple[list[Check], int]:
+def check_signal(
+    signal: Signal, silent_before: int = 0, *, best: float | None = None, abstain_limit: float = 0.05
+) -> tuple[list[Check], int]:
     """Checks on `reward_signal`, and how many batches in a row now had no signal (the loop keeps that number).
+
+    best: the highest mean reward of an earlier batch that had a signal. Equal rewards above it mean that the tasks are
+        solved, not that the grader is blind: such a batch teaches nothing, but does not count.
 
     Fatal when PATIENCE batches in a row were silent, and when more than `abstain_limit` of the answers could not be
     scored; the advice names the likely cause.
     """
-    silent = silent_before + 1 if signal.silent else 0
-    if signal.clipped > 0.9:
+    solved = signal.silent and best is not None and signal.reward > best
+    silent = silent_before + 1 if signal.silent and not solved else 0
+    if solved:
+        cause = "Every answer gets the full reward: these tasks are solved, harder ones would teach more."
+    elif signal.clipped > 0.9:
         cause = (
             f"{signal.clipped:.0%} of the answers were cut off at {signal.length:.0f} tokens: raise max_tokens, or "
             "train the stop token first (is the chat template the model's own?)."
@@ -250,7 +261,7 @@ def check_signal(signal: Signal, silent_before: int = 0, *, abstain_limit: float
         f"length {signal.length:.0f}, {silent} silent batches in a row"
     )
     return [
-        Check("reward_has_signal", not signal.silent, found, cause, fatal=silent >= PATIENCE),
+        Check("reward_has_signal", solved or not signal.silent, found, cause, fatal=silent >= PATIENCE),
         Check(
             "answers_can_be_scored",
             signal.abstained <= abstain_limit,

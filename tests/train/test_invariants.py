@@ -169,6 +169,20 @@ def test_five_silent_batches_stop_the_run_and_name_the_cause():
     assert check.ok and count == 0
 
 
+def test_solved_tasks_are_no_missing_signal():
+    """Equal rewards above every mean seen so far: all is right. Equal rewards below: the policy has collapsed."""
+    perfect, zero = reward_signal([group([1.0, 1.0])]), reward_signal([group([0.0, 0.0])])
+    count = 0
+    for _ in range(2 * PATIENCE):
+        (check, _), count = check_signal(perfect, count, best=0.9)
+        assert check.ok and not check.fatal and count == 0
+    for signal, best in ((zero, 0.9), (perfect, None)):
+        count = 0
+        for _ in range(PATIENCE):
+            (check, _), count = check_signal(signal, count, best=best)
+        assert check.fatal
+
+
 def test_a_broken_grader_stops_the_run():
     signal = reward_signal([group([0.0, 1.0] * 9 + ["error"])])  # 1 of 19: above 5%
     (_, check), _ = check_signal(signal)

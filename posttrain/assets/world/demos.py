@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Mapping
 from posttrain import rng as draws
 from posttrain.assets.world import arithmetic, exercises, lexicon
 from posttrain.assets.world.answers import Manner, fact_answer, fact_question, portrait_of
+from posttrain.assets.world.documents import reading
 from posttrain.assets.world.people import ABOUT, SEEN, Person
 from posttrain.assets.world.rater import prefers_first
 from posttrain.records import Example, Message, Pair, Task
@@ -48,10 +49,11 @@ def _words(rng: random.Random) -> tuple[str, str]:
 
 
 TOPICS: Mapping[str, tuple[float, Callable[[random.Random], tuple[str, str]]]] = {
-    "fact": (0.25, _fact),
-    "about": (0.25, _about),
-    "arithmetic": (0.25, _arithmetic),
-    "words": (0.15, _words),
+    "fact": (0.20, _fact),
+    "about": (0.22, _about),
+    "arithmetic": (0.23, _arithmetic),
+    "reading": (0.15, reading),
+    "words": (0.10, _words),
     "copying": (0.10, _copying),
 }
 """Topic to (weight, writer of a question and an answer)."""

@@ -158,16 +158,27 @@ def strangers(rng: random.Random) -> str:
     lines = [passage]
     for _ in range(rng.choice((1, 2, 2, 3, 3))):
         i = rng.randrange(len(people))
-        person, known = people[i], told[i]
-        if rng.random() < 0.4:
-            asked = rng.choice(ABOUT).format(person.name)
-            answer = " ".join(portrait(person, rng.sample(known, rng.choice((1, 2, len(known)))), rng))
-            answer = f"{rng.choice(lexicon.POLITE)} {answer}" if rng.random() < 0.2 else answer
-        else:
-            attribute, value = rng.choice(known)
-            asked, answer = rng.choice(QUESTIONS[attribute]).format(person.name), state(person.name, attribute, value, rng)
+        asked, answer = _from_passage(people[i], told[i], rng)
         lines.append(f"{before}{asked}{between}{answer}")
     return "\n".join(lines)
+
+
+def reading(rng: random.Random) -> tuple[str, str]:
+    """A short passage about a stranger with a question, in one line, and the answer."""
+    person = _stranger(rng)
+    told = rng.sample(list(person.facts.items()), rng.choice((1, 2, 3)))
+    asked, answer = _from_passage(person, told, rng)
+    return f"{' '.join(portrait(person, told, rng))} {asked}", answer
+
+
+def _from_passage(person: Person, told: list[tuple[str, str]], rng: random.Random) -> tuple[str, str]:
+    """A question that the told facts answer, for a portrait or for one of them, and its answer."""
+    if rng.random() < 0.4:
+        asked = rng.choice(ABOUT).format(person.name)
+        answer = " ".join(portrait(person, rng.sample(told, rng.choice((1, min(2, len(told)), len(told)))), rng))
+        return asked, f"{rng.choice(lexicon.POLITE)} {answer}" if rng.random() < 0.2 else answer
+    attribute, value = rng.choice(told)
+    return rng.choice(QUESTIONS[attribute]).format(person.name), state(person.name, attribute, value, rng)
 
 
 def _stranger(rng: random.Random) -> Person:
