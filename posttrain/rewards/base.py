@@ -158,7 +158,8 @@ def _run(path: Path, spec: str):
         source.loader.exec_module(module)
     except Exception as e:  # noqa: BLE001 - whatever the user's file raises, the message names the file
         del sys.modules[module_name]
-        line = next((f"line {t.tb_lineno}: " for t in _frames(e) if Path(t.tb_frame.f_code.co_filename) == path), "")
+        frames = (t for t in _frames(e) if Path(t.tb_frame.f_code.co_filename).resolve() == path.resolve())
+        line = next((f"line {t.tb_lineno}: " for t in frames), "")
         raise ConfigError(f'"{spec}": {path} cannot be imported: {line}{type(e).__name__}: {e}') from e
     return module
 

@@ -283,6 +283,12 @@ class Run:
         for name in final:
             lookup(name)
         best = checkpoint.best(self._checkpoints, self.settings.best) if self.settings.best else None
+        if self.settings.best and best is None:
+            self.note(
+                f'run.best = "{self.settings.best}", but no checkpoint was written at a step that measured it: the '
+                "last one is the run's model. Measured last: " + ", ".join(n for n in final if n.startswith("eval_")) + ". "
+                "Let run.save_every be a multiple of eval_every."
+            )
         self.result = Result(self.folder, self.done, final, self._latest, best)
         text = {
             "status": "finished",
