@@ -17,7 +17,7 @@ test-slow: $(ENV)/.installed-dev          ## tests that take minutes
 	$(BIN)/python -m pytest -q -m "slow or parity"
 
 base: $(ENV)/.installed-dev               ## pre-train the embedded base again (hours on two cores); resumes
-	$(BIN)/python -m posttrain.assets.pretrain runs/base
+	$(BIN)/python -m posttrain.assets.pretrain runs/base-1
 
 bench-check: $(ENV)/.installed-dev        ## measure times and compare with the recorded ones
 	$(BIN)/python benchmarks/check.py

@@ -81,7 +81,7 @@ class TokenBatch:
         return TokenBatch(**new, weights={name: cut(w) for name, w in self.weights.items()})
 
     def minibatches(self, n: int, seed: int) -> Iterator["TokenBatch"]:
-        """n parts of a random order of groups, for several optimizer steps on one rollout. Each needs its own `weigh`."""
+        """n parts of a random order of groups, for several optimizer steps on one rollout; `weigh` each."""
         if n == 1:
             yield self
             return
@@ -197,12 +197,12 @@ def collate_pairs(
 
 
 def weigh(batch: TokenBatch, average: Average, name: str = "token") -> TokenBatch:
-    """The batch with the weights of one more average, over all its rows: call it once per optimizer step, before `split`."""
+    """The batch with the weights of an average over all its rows: call it once per step, before `split`."""
     w = token_weights(batch.mask, average, group=batch.group, trajectory=batch.trajectory)
     return batch.with_(weights={**batch.weights, name: w})
 
 
-def weigh_rows(batch: TokenBatch, average: Average = Average("sequence"), name: str = "row") -> TokenBatch:
+def weigh_rows(batch: TokenBatch, average: Average, name: str) -> TokenBatch:
     """The batch with the weights [N] of an average over answers ("sequence") or pairs ("pair"), under `name`."""
     w = row_weights(batch.mask, average, group=batch.group)
     return batch.with_(weights={**batch.weights, name: w})

@@ -89,5 +89,6 @@ def missing_extra(purpose: str, extra: str, alternative: str = "") -> MissingExt
 
     purpose: what needs it, as the start of a sentence ("reading Parquet files").
     """
-    text = f'{purpose} needs the optional package set "{extra}", which is not installed. Run: pip install "posttrain[{extra}]"'
+    text = f'{purpose} needs the optional package set "{extra}", which is not installed. '
+    text += f'Run: pip install "posttrain[{extra}]"'
     return MissingExtra(text + (f", or {alternative}." if alternative else "."))

@@ -144,7 +144,7 @@ class Segment:
     mask: tuple[bool, ...]
     """True where the policy chose the token (in SFT: where it is learned)."""
     logp: tuple[float, ...] = ()
-    """What the sampler said of each token it chose: log softmax(logits / T) over the whole vocabulary; NaN elsewhere."""
+    """What the sampler said of each token it chose, log softmax(logits / T) over the vocabulary; NaN elsewhere."""
     kept: tuple[float, ...] = ()
     """Log of the probability mass that top-k / top-p kept (0 without a cut); NaN elsewhere."""
     turn: tuple[int, ...] = ()

@@ -1,7 +1,8 @@
 """The group-relative family: sample several answers per prompt, score them, reinforce the better ones.
 
 GRPO, Dr. GRPO, RLOO, REINFORCE, DAPO and their relatives are values of `cfg.objective` (see `objectives.presets`); this
-file is the loop they share. Estimators that need a critic are in `ppo.py`. Sections 22 to 24 of the book tell the story.
+file is the loop they share. Estimators that need a critic are in `ppo.py`. Sections 22
+to 24 of the book tell the story.
 """
 
 from dataclasses import dataclass, field, replace
@@ -74,21 +75,23 @@ class Config:
             problems.append('objective.advantage = "gae" needs a critic: use `posttrain train ppo`')
         if self.objective.needs_group and self.group_size < 2:
             problems.append(
-                f'group_size = {self.group_size}: advantage "{self.objective.advantage}" compares answers to one prompt, '
-                "so it needs at least 2 (8 to 16 is usual)"
+                f'group_size = {self.group_size}: advantage "{self.objective.advantage}" compares answers to one '
+                "prompt, so it needs at least 2 (8 to 16 is usual)"
             )
         if self.minibatches > self.prompts:
-            problems.append(f"minibatches = {self.minibatches} cannot exceed prompts = {self.prompts}: groups stay whole")
+            problems.append(
+                f"minibatches = {self.minibatches} cannot exceed prompts = {self.prompts}: groups stay whole"
+            )
         if self.minibatches > 1 and self.objective.ratio == "none":
             problems.append(
-                f'minibatches = {self.minibatches} with ratio = "none": after the first update the samples are stale and '
-                'nothing corrects for it. Use 1, or objective.ratio = "token"'
+                f'minibatches = {self.minibatches} with ratio = "none": after the first update the samples are stale '
+                'and nothing corrects for it. Use 1, or objective.ratio = "token"'
             )
         if self.sampling.cuts or self.sampling.temperature == 0:
             problems.append(
                 f"sampling.temperature = {self.sampling.temperature}, top_p = {self.sampling.top_p}, top_k = "
-                f"{self.sampling.top_k}: training samples must come from the policy itself; use a positive temperature, "
-                "top_p = 1 and top_k = 0"
+                f"{self.sampling.top_k}: training samples must come from the policy itself; use a positive "
+                "temperature, top_p = 1 and top_k = 0"
             )
         if problems:
             raise ConfigError("\n".join(problems))
@@ -100,14 +103,14 @@ def plan(cfg: Config) -> str:
     rows = tasks(cfg.data, loaded)
     n = cfg.prompts * cfg.group_size
     return (
-        f"{report(rows)} {cfg.steps} steps of {cfg.prompts} prompts x {cfg.group_size} samples = {n} answers of at most "
-        f"{cfg.sampling.max_tokens} tokens, {cfg.minibatches} optimizer step(s) each; every prompt is seen about "
+        f"{report(rows)} {cfg.steps} steps of {cfg.prompts} prompts x {cfg.group_size} samples = {n} answers of at "
+        f"most {cfg.sampling.max_tokens} tokens, {cfg.minibatches} optimizer step(s) each; every prompt is seen about "
         f"{cfg.steps * cfg.prompts / len(rows.train):.2f} times."
     )
 
 
 def train(cfg: Config, run: Run) -> Result:
-    """Group-relative policy gradient. With `objective = GRPO` this is Shao et al. 2024 (arXiv 2402.03300), Algorithm 1."""
+    """Group-relative policy gradient. With `objective = GRPO`: Shao et al. 2024 (arXiv 2402.03300), Algorithm 1."""
     if run.finished:
         return run.result
     loaded = load(cfg.model, template=cfg.template)
@@ -117,7 +120,9 @@ def train(cfg: Config, run: Run) -> Result:
     policy = Learner(loaded.model, cfg.optim, cfg.steps * cfg.minibatches, tokenizer=loaded.chat_tokenizer)
     reference = frozen_copy(loaded.model) if cfg.objective.needs_reference else None
     sampler = TorchSampler(policy.model)
-    state = run.load({"policy": policy}, {"beta": cfg.objective.kl.beta, "baseline": 0.0, "weight": 0.0, "silent": 0, "best": None})
+    state = run.load(
+        {"policy": policy}, {"beta": cfg.objective.kl.beta, "baseline": 0.0, "weight": 0.0, "silent": 0, "best": None}
+    )
     sampler.update(policy)
 
     def loss(out: Outputs, b: TokenBatch) -> tuple[list[Term], Metrics]:
@@ -183,9 +188,7 @@ def with_logps(batch: TokenBatch, policy: Learner, reference, *, old: bool) -> T
     return batch.with_(old_logp=policy.outputs(batch).logp) if old else batch
 
 
-def with_advantages(
-    batch: TokenBatch, reward: Tensor, objective: Objective, state: dict
-) -> tuple[TokenBatch, dict]:
+def with_advantages(batch: TokenBatch, reward: Tensor, objective: Objective, state: dict) -> tuple[TokenBatch, dict]:
     """The batch with an advantage on every token, and the loop's state after it.
 
     The KL charge enters the reward here, from the sampler's own log-probabilities; a controller may then move beta.

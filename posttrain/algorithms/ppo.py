@@ -108,8 +108,8 @@ def plan(cfg: Config) -> str:
     rows = tasks(cfg.data, loaded)
     n = cfg.prompts * cfg.group_size
     return (
-        f"{report(rows)} {cfg.steps} steps of {cfg.prompts} prompts x {cfg.group_size} samples = {n} answers of at most "
-        f"{cfg.sampling.max_tokens} tokens, {cfg.epochs} passes of {cfg.minibatches} optimizer steps each."
+        f"{report(rows)} {cfg.steps} steps of {cfg.prompts} prompts x {cfg.group_size} samples = {n} answers of at "
+        f"most {cfg.sampling.max_tokens} tokens, {cfg.epochs} passes of {cfg.minibatches} optimizer steps each."
     )
 
 
@@ -126,7 +126,9 @@ def train(cfg: Config, run: Run) -> Result:
     critic = Learner(make_critic(cfg), cfg.critic_optim, updates, tokenizer=loaded.chat_tokenizer)
     reference = frozen_copy(loaded.model) if cfg.objective.needs_reference else None
     sampler = TorchSampler(policy.model)
-    state = run.load(parts := {"policy": policy, "critic": critic}, {"beta": cfg.objective.kl.beta, "silent": 0, "best": None})
+    state = run.load(
+        parts := {"policy": policy, "critic": critic}, {"beta": cfg.objective.kl.beta, "silent": 0, "best": None}
+    )
     sampler.update(policy)
 
     def loss(out: Outputs, b: TokenBatch) -> tuple[list[Term], Metrics]:

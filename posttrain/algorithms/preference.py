@@ -1,4 +1,4 @@
-"""Direct preference optimisation and its relatives: learn from stored pairs, without a reward model and without sampling.
+"""Direct preference optimisation and its relatives: learn from stored pairs, without reward model or sampling.
 
 The loss is an argument (`cfg.loss`, see the menu in `objectives.preference`); DPO is the first. The reference's
 log-probabilities are computed once per row, before training, so it is not kept in memory. Section 16 of the book
@@ -58,13 +58,14 @@ def plan(cfg: Config) -> str:
     loaded = load(cfg.model, template=cfg.template)
     rows = pairs(cfg.data, loaded)
     steps = steps_for(cfg, len(rows.train))
-    return f"{report(rows)} {steps} steps of {cfg.batch_size} pairs, {steps * cfg.batch_size / len(rows.train):.2f} epochs."
+    epochs = steps * cfg.batch_size / len(rows.train)
+    return f"{report(rows)} {steps} steps of {cfg.batch_size} pairs, {epochs:.2f} epochs."
 
 
 def train(cfg: Config, run: Run) -> Result:
     """Train on pairs. With the default loss this is Rafailov et al. 2023 (arXiv 2305.18290), eq. 7.
 
-        L(θ) = - mean over pairs of log σ( β · [ log π/π_ref (chosen) - log π/π_ref (rejected) ] )
+    L(θ) = - mean over pairs of log σ( β · [ log π/π_ref (chosen) - log π/π_ref (rejected) ] )
     """
     if run.finished:
         return run.result

@@ -62,13 +62,14 @@ def plan(cfg: Config) -> str:
     loaded = load(cfg.model, template=cfg.template)
     rows = pairs(cfg.data, loaded)
     steps = steps_for(cfg, len(rows.train))
-    return f"{report(rows)} {steps} steps of {cfg.batch_size} pairs, {steps * cfg.batch_size / len(rows.train):.2f} epochs."
+    epochs = steps * cfg.batch_size / len(rows.train)
+    return f"{report(rows)} {steps} steps of {cfg.batch_size} pairs, {epochs:.2f} epochs."
 
 
 def train(cfg: Config, run: Run) -> Result:
     """Learn to score answers; Ouyang et al. 2022 (arXiv 2203.02155), eq. 1 with two answers per prompt.
 
-        L(θ) = - mean over pairs of log σ( r_θ(x, chosen) - r_θ(x, rejected) )
+    L(θ) = - mean over pairs of log σ( r_θ(x, chosen) - r_θ(x, rejected) )
     """
     if run.finished:
         return run.result
@@ -133,4 +134,3 @@ def score_segments(model: ScalarModel, segments: list[Segment], micro_tokens: in
     """[N] scores of answers under a trained reward model."""
     batch = collate(segments)
     return answer_scores(outputs(model, batch, ("values",), micro_tokens), batch)
-

@@ -54,7 +54,9 @@ def plan(cfg: Config) -> str:
     loaded = load(cfg.model, template=cfg.template)
     rows = demonstrations(cfg.data, loaded)
     steps = steps_for(cfg, len(rows.train))
-    return f"{report(rows)} {steps} steps of {cfg.batch_size} rows, {steps * cfg.batch_size / len(rows.train):.2f} epochs."
+    return (
+        f"{report(rows)} {steps} steps of {cfg.batch_size} rows, {steps * cfg.batch_size / len(rows.train):.2f} epochs."
+    )
 
 
 def loss(out: Outputs, b: TokenBatch) -> tuple[list[Term], Metrics]:
@@ -66,7 +68,7 @@ def loss(out: Outputs, b: TokenBatch) -> tuple[list[Term], Metrics]:
 def train(cfg: Config, run: Run) -> Result:
     """Fine-tune on demonstrations; Ouyang et al. 2022 (arXiv 2203.02155), section 3.5.
 
-        L(θ) = - Σ mask_t · log π_θ(y_t | x, y_<t) / Σ mask
+    L(θ) = - Σ mask_t · log π_θ(y_t | x, y_<t) / Σ mask
     """
     if run.finished:
         return run.result

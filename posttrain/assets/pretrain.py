@@ -2,7 +2,7 @@
 
 Run by maintainers; the result is shipped. Pre-training is not what posttrain is about, but a base model is needed, and
 making it here keeps everything about it open: text, tokenizer, weights. Hidden matrices are trained with Muon (Jordan
-et al. 2024), the rest with AdamW; constant learning rate, then linear decay. Interrupt it and call it again: it resumes.
+et al. 2024), the rest with AdamW; constant learning rate, then linear decay. Interrupted, it resumes when called again.
 """
 
 import argparse
@@ -14,15 +14,14 @@ import torch
 
 from posttrain.assets.tokenizer import train_tokenizer
 from posttrain.assets.world import corpus
-from posttrain.chat.templates import POSTTRAIN
 from posttrain.batch import TokenBatch, collate, weigh
+from posttrain.chat.templates import POSTTRAIN
 from posttrain.evals.base_card import WINDOW, validation_loss, window
 from posttrain.models.decoder import Decoder, ModelConfig
 from posttrain.models.hf_format import load_folder, save_folder
 from posttrain.models.tokenizers import Tokenizer
 from posttrain.objectives.average import Average
-from posttrain.records import Segment
-from posttrain.train.learner import Learner, Optim, Outputs, Part, Term, outputs
+from posttrain.train.learner import Learner, Optim, Outputs, Part, Term
 from posttrain.train.schedule import Schedule
 
 ROWS = 16  # windows per step
@@ -99,6 +98,7 @@ def pretrain(out: Path, *, steps: int, size: dict[str, int], save_every: int, se
         model.load_state_dict(state["model"])
         learner.load_state(state["learner"])
         print(f"resuming at step {learner.version}", flush=True)
+    before = state.get("seconds", 0.0) if path.is_file() else 0.0
     began, first, loss = time.time(), learner.version, 0.0
     for step in range(first, steps):
         metrics = learner.step(Part(batch(tokenizer, step, steps), cross_entropy))
@@ -108,7 +108,9 @@ def pretrain(out: Path, *, steps: int, size: dict[str, int], save_every: int, se
             print(f"step {step + 1}/{steps}  loss {loss / 50:.4f}  {rate:.0f} tokens/s", flush=True)
             loss = 0.0
         if (step + 1) % save_every == 0 or step + 1 == steps:
-            torch.save({"model": model.state_dict(), "learner": learner.state()}, path.with_suffix(".tmp"))
+            seconds = before + time.time() - began
+            kept = {"model": model.state_dict(), "learner": learner.state(), "seconds": seconds}
+            torch.save(kept, path.with_suffix(".tmp"))
             path.with_suffix(".tmp").replace(path)
             print(f"step {step + 1}  validation loss {validation_loss(model, tokenizer):.4f}", flush=True)
     return model
@@ -126,7 +128,7 @@ def ship(model: Decoder, tokenizer: Tokenizer, out: Path) -> None:
 def main() -> None:
     p = argparse.ArgumentParser(description=__doc__)
     p.add_argument("out", type=Path)
-    p.add_argument("--steps", type=int, default=9000)
+    p.add_argument("--steps", type=int, default=6000)
     p.add_argument("--hidden-size", type=int, default=128)
     p.add_argument("--layers", type=int, default=4)
     p.add_argument("--save-every", type=int, default=250)
@@ -134,18 +136,25 @@ def main() -> None:
     p.add_argument("--threads", type=int, default=2)
     a = p.parse_args()
     torch.set_num_threads(a.threads)
-    size = dict(
-        hidden_size=a.hidden_size,
-        intermediate_size=3 * a.hidden_size,
-        num_hidden_layers=a.layers,
-        num_attention_heads=a.hidden_size // 32,
-        num_key_value_heads=a.hidden_size // 64,
-        head_dim=32,
-    )
+    size = {
+        "hidden_size": a.hidden_size,
+        "intermediate_size": 3 * a.hidden_size,
+        "num_hidden_layers": a.layers,
+        "num_attention_heads": a.hidden_size // 32,
+        "num_key_value_heads": a.hidden_size // 64,
+        "head_dim": 32,
+    }
     model = pretrain(a.out, steps=a.steps, size=size, save_every=a.save_every, seed=a.seed)
     tokenizer = Tokenizer.load(a.out.with_name(a.out.name + ".work"))
     ship(model, tokenizer, a.out)
-    print(json.dumps({"validation_loss": validation_loss(load_folder(a.out), tokenizer)}))
+    facts = {
+        "steps": a.steps,
+        "tokens": a.steps * ROWS * WINDOW,
+        "validation_loss": round(validation_loss(load_folder(a.out), tokenizer), 4),
+        "corpus": corpus.digest(),
+    }
+    (a.out / "training.json").write_text(json.dumps(facts, indent=1) + "\n")
+    print(json.dumps(facts))
 
 
 if __name__ == "__main__":

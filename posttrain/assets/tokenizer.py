@@ -14,12 +14,6 @@ SPECIAL = (
 )  # fmt: skip
 """Reserved tokens in the order of their ids, from 0."""
 
-CHAT_TEMPLATE = (
-    "{% for message in messages %}{{ '<|' + message['role'] + '|>' + message['content'] + '<|end|>' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
-)
-"""The house template: `<|user|>{content}<|end|><|assistant|>{content}<|end|>`."""
-
 
 def train_tokenizer(out: Path, documents: Iterable[str], vocab: int = 1024) -> None:
     """Learn the merges from `documents` and write tokenizer.json and tokenizer_config.json into the folder `out`.
@@ -49,7 +43,6 @@ def train_tokenizer(out: Path, documents: Iterable[str], vocab: int = 1024) -> N
         "additional_special_tokens": [t for t in SPECIAL if t not in ("<|endoftext|>", "<|pad|>")],
         "clean_up_tokenization_spaces": False,
         "model_max_length": 512,
-        "chat_template": CHAT_TEMPLATE,
     }
     (out / "tokenizer_config.json").write_text(
         json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"

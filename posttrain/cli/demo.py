@@ -66,11 +66,13 @@ def table(data: Mapping[str, Any]) -> Table:
 def captions(data: Mapping[str, Any]) -> Text:
     """What the columns mean, and the reward model's figures."""
     first, rm = data["stages"][0], data["reward_model"]
+    wins = data["stages"][1]["win_rate_base"]
     best = rm["best_of_8"]
     lines = [
         f"well-formed: greedy answers that stop and are sentences of the world, n = {first['well_formed']['n']}",
-        f"wins: gold's preference among greedy portraits of held-out people, ties half, n = {data['stages'][1]['win_rate_base']['n']}",
-        f"solved: greedy, held-out sums and chains, n = {first['greedy']['n']}; pass@8: sampled, n = {first['pass_at_8']['n']}",
+        f"wins: gold's preference among greedy portraits of held-out people, ties half, n = {wins['n']}",
+        f"solved: greedy, held-out sums and chains, n = {first['greedy']['n']}",
+        f"pass@8: eight sampled answers to each, n = {first['pass_at_8']['n']}",
         "KL: kl(stage || SFT), nats per answer; brackets: 95 % intervals",
         f"reward model: {share(rm['accuracy'])} of held-out comparisons; best of 8 under it raises gold from "
         f"{best['gold_mean_of_1']:.2f} to {best['gold_best_of_8']:.2f}; {rm['seconds']:.0f} s",
@@ -86,7 +88,11 @@ def side_by_side(sample: Mapping[str, Any]) -> Table:
     for answer in sample["answers"]:
         style = {True: "green", False: "red", None: ""}[answer["good"]]
         text = answer["text"].replace("\n", " / ")
-        t.add_row(answer["stage"], Text(text[:160] + (" ..." if len(text) > 160 else "")), Text(answer["verdict"], style=style))
+        t.add_row(
+            answer["stage"],
+            Text(text[:160] + (" ..." if len(text) > 160 else "")),
+            Text(answer["verdict"], style=style),
+        )
     return t
 
 

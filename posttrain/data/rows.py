@@ -33,7 +33,7 @@ class Data:
     eval_path: str | None = None
     """A second source for evaluation."""
     eval_rows: int = 0
-    """Without `eval_path`: hold out this many rows of `path` (for builtin tasks: of their test split) for evaluation."""
+    """Without `eval_path`: hold out this many rows of `path` (builtin tasks: of their test split) to evaluate."""
     max_len: int | None = None
     """Cut rows to this many tokens. None: the model's context. What was cut is counted and shown."""
     on_bad_row: Literal["stop", "skip"] = "stop"
@@ -92,7 +92,9 @@ def pairs(data: Data, loaded: Loaded) -> Rows:
 
     def one(record: Pair, where: str) -> PairRow:
         length = room(data, loaded)
-        return PairRow(-1, render_pair(record, loaded.template, loaded.tokenizer, max_len=length, where=where), record.margin)
+        return PairRow(
+            -1, render_pair(record, loaded.template, loaded.tokenizer, max_len=length, where=where), record.margin
+        )
 
     train, held, notes = _rendered(data, "preference", one)
     numbered = [PairRow(i, row.pair, row.margin) for i, row in enumerate(train + held)]

@@ -61,7 +61,7 @@ def resolve(name: str | Path) -> Path:
     """The model folder that a name stands for.
 
     "base" is the model in the package. A run folder stands for its best or last checkpoint, a demo folder for its last
-    stage. Anything else is a folder in Hugging Face format, or a name on the hub. Raises ModelError with what was tried.
+    stage. Anything else is a folder in Hugging Face format, or a name on the hub. ModelError says what was tried.
     """
     if str(name) in EMBEDDED:
         folder = Path(__file__).parents[1] / "assets" / EMBEDDED[str(name)]

@@ -1,8 +1,8 @@
 """The whole pipeline on the embedded base: SFT, reward model, DPO, GRPO, and what each of them changed.
 
-What the papers do (Ouyang et al. 2022; Rafailov et al. 2023; Shao et al. 2024): demonstrations by people, comparisons by
-people, verifiable problems. What we do: the same with a generated world, whose rater is biased on purpose and whose
-gold grader only measures. Left out: PPO against the reward model (sections 08 and 14 of the book).
+What the papers do (Ouyang et al. 2022; Rafailov et al. 2023; Shao et al. 2024): demonstrations and comparisons by
+people, verifiable problems. What we do: the same in a generated world, whose rater is biased on purpose and whose gold
+grader only measures. Left out: PPO against the reward model (sections 08 and 14 of the book).
 """
 
 import json
@@ -27,11 +27,11 @@ from posttrain.models.load import Loaded, load
 from posttrain.objectives.average import Average
 from posttrain.objectives.preference import PreferenceLoss
 from posttrain.objectives.presets import PRESETS
-from posttrain.records import Stop, Trajectory
 from posttrain.recipes import measure
 from posttrain.recipes.measure import Answers, Questions
 from posttrain.recipes.report import write_report
 from posttrain.recipes.stages import checks, curve, seconds, stage
+from posttrain.records import Stop, Trajectory
 from posttrain.sample.base import SamplingParams
 from posttrain.sample.torch import TorchSampler
 from posttrain.train.checkpoint import write_text
@@ -80,7 +80,7 @@ def run(out: Path, size: Size, *, seed: int, threads: int, command: str, say: Ca
     questions = Questions.make(size.about, size.problems, size.passes, seed)
     asked: dict[str, tuple[Loaded, Answers]] = {}
     for s in stages:
-        say(f"asking {s.title} {len(questions.about)} questions about held-out people and {len(questions.problems)} problems")
+        say(f"asking {s.title}: {len(questions.about)} held-out portraits, {len(questions.problems)} held-out problems")
         loaded = load(s.folder, template=s.template)
         asked[s.name] = loaded, measure.ask(loaded, questions, max_tokens=MAX_TOKENS, seed=seed)
     data = {
@@ -124,7 +124,12 @@ def train_stages(out: Path, size: Size, seed: int, threads: int, say: Callable[[
 
     say("2/4  a reward model from the rater's comparisons")
     cfg = reward_model.Config(
-        model=str(first.model), data=comparisons, epochs=1.0, batch_size=16, optim=Optim(lr=5e-4, schedule=linear), run=settings
+        model=str(first.model),
+        data=comparisons,
+        epochs=1.0,
+        batch_size=16,
+        optim=Optim(lr=5e-4, schedule=linear),
+        run=settings,
     )
     stage(out / "2-reward-model", reward_model, cfg)
 
@@ -184,7 +189,13 @@ def sampled(loaded: Loaded, asked: list, n: int, seed: int) -> list[tuple[Trajec
     """n sampled answers to each task."""
     params = SamplingParams(max_tokens=MAX_TOKENS, stop_ids=loaded.stop_ids)
     groups = rollout(
-        TorchSampler(loaded.model), asked, n=n, params=params, seed=seed, template=loaded.template, tokenizer=loaded.tokenizer
+        TorchSampler(loaded.model),
+        asked,
+        n=n,
+        params=params,
+        seed=seed,
+        template=loaded.template,
+        tokenizer=loaded.tokenizer,
     )
     return [g.members for g in groups]
 
@@ -201,7 +212,9 @@ def row(s: Stage, asked: dict[str, tuple[Loaded, Answers]], seed: int) -> dict[s
         "note": s.note,
         "seconds": seconds(s.folder.parents[1]) if trained else None,
         "well_formed": interval(measure.share_well_formed(answers), len(answers.about) + len(answers.problems)),
-        "win_rate_base": interval(measure.win_rate(answers, asked["base"][1], seed), len(answers.about)) if trained else None,
+        "win_rate_base": interval(measure.win_rate(answers, asked["base"][1], seed), len(answers.about))
+        if trained
+        else None,
         "win_rate": interval(measure.win_rate(answers, start, seed), len(answers.about)) if s.name != "sft" else None,
         "greedy": interval(measure.solved(answers), len(answers.problems)),
         "pass_at_1": {"value": measure.pass_at(answers, 1), "n": len(answers.tries)},
@@ -255,7 +268,9 @@ def side_by_side(stages: list[Stage], asked: dict[str, tuple[Loaded, Answers]], 
                 {
                     "prompt": trajectories["sft"].task.prompt[0].content,
                     "kind": kind,
-                    "answers": [{"stage": name, "text": t.completion, **verdict(t)} for name, t in trajectories.items()],
+                    "answers": [
+                        {"stage": name, "text": t.completion, **verdict(t)} for name, t in trajectories.items()
+                    ],
                 }
             )
     return shown
@@ -288,12 +303,13 @@ def curves(out: Path) -> list[dict[str, Any]]:
 def notes(asked: dict[str, tuple[Loaded, Answers]]) -> list[str]:
     """What the figures must be read with."""
     base, final = asked["base"][1], asked["grpo"][1]
+    before, after = measure.pass_at(base, 8), measure.pass_at(final, 8)
     return [
-        f"The base solves {measure.solved(base).value:.0%} of the problems as it stands, because it goes on to other questions; "
-        f"reading only its first line, {measure.solved_first_line(base):.0%}. Its pass@8 is {measure.pass_at(base, 8):.0%}, the "
-        f"final model's {measure.pass_at(final, 8):.0%}: much of the rise in accuracy is a change of style (to stop, and to "
-        "write the steps down), not a new skill.",
-        "People and problems in these figures were held out of every question in pre-training and in all four stages; the "
-        "held-out people's facts stand in the base's corpus as plain statements.",
+        f"The base solves {measure.solved(base).value:.0%} of the problems as it stands, because it goes on to other "
+        f"questions; from its first line alone, {measure.solved_first_line(base):.0%}. Its pass@8 is {before:.0%}, the "
+        f"final model's {after:.0%}: much of the rise in accuracy is a change of style (to stop, and to write steps "
+        "down), not a new skill.",
+        "People and problems in these figures were held out of every question in pre-training and in all four stages; "
+        "the held-out people's facts stand in the base's corpus as plain statements.",
         "One seed. Intervals cover the draw of prompts (for win rates: of people), not of seeds.",
     ]

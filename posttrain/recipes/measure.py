@@ -61,7 +61,9 @@ def ask(loaded: Loaded, questions: Questions, *, max_tokens: int, seed: int) -> 
 
     def answers(asked: Sequence[Task], n: int, temperature: float) -> list[Group]:
         params = SamplingParams(temperature=temperature, max_tokens=max_tokens, stop_ids=loaded.stop_ids)
-        return rollout(sampler, asked, n=n, params=params, seed=seed, template=loaded.template, tokenizer=loaded.tokenizer)
+        return rollout(
+            sampler, asked, n=n, params=params, seed=seed, template=loaded.template, tokenizer=loaded.tokenizer
+        )
 
     def single(groups: list[Group]) -> list[Trajectory]:
         return [g.members[0] for g in groups]

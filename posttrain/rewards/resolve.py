@@ -34,8 +34,9 @@ def rewards_for(name: str, tasks: Sequence[Task]) -> Rewards:
         own = all("task" in t.meta for t in tasks)
         if not own and all(t.answer is None for t in tasks):
             raise ConfigError(
-                'reward = "auto", but the tasks have neither a verifier of their own nor a gold answer (columns answer, '
-                "target, solution). Name the column with data.columns.answer, or give a reward as file.py:function."
+                'reward = "auto", but the tasks have neither a verifier of their own nor a gold answer (columns '
+                "answer, target, solution). Name the column with data.columns.answer, or give a reward as "
+                "file.py:function."
             )
         name = "verify" if own else "exact_number"
     if name not in MENU:

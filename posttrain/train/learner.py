@@ -162,7 +162,7 @@ class Learner:
         self.optimizer.step()
         if before is not None and all(torch.equal(a, b) for a, b in zip(before, self.parameters, strict=True)):
             raise InvariantError(
-                f"the first optimizer step changed no weight (gradient norm {float(norm):.3g}, learning rate {lr:.3g}): "
+                f"the first step changed no weight (gradient norm {float(norm):.3g}, learning rate {lr:.3g}): "
                 "the run would train nothing. Look at the loss mask, the advantages and the learning rate."
             )
         self.version += 1
@@ -243,7 +243,7 @@ class Learner:
         self.version = state["version"]
 
     def save_model(self, folder: Path) -> None:
-        """Write the weights, in full precision, as a Hugging Face model folder, with the tokenizer where there is one."""
+        """Write the weights, in full precision, as a Hugging Face model folder, with the tokenizer if there is one."""
         write_folder(self.model, folder, tokenizer=self.tokenizer)
 
     def load_model(self, folder: Path) -> None:

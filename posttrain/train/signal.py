@@ -10,7 +10,7 @@ def scored(group: Group) -> list[float]:
 
 
 def with_variance(groups: list[Group]) -> list[Group]:
-    """Only the groups whose rewards differ: the others carry no gradient (DAPO's dynamic sampling, without the refill)."""
+    """Only the groups whose rewards differ: the others carry no gradient (DAPO's dynamic sampling, no refill)."""
     return [g for g in groups if len(set(scored(g))) > 1]
 
 

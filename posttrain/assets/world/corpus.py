@@ -4,6 +4,7 @@ The table below is the whole recipe. Weights need not sum to one. A change of an
 corpus, so a base model belongs to one state of these files.
 """
 
+import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from itertools import accumulate
 from random import Random
@@ -49,6 +50,14 @@ def document(i: int, seed: int = 0) -> str:
 def validation(i: int, seed: int = 0) -> str:
     """Document i of a stream that shares no draw with `document` (the same kinds and facts, other words)."""
     return _write(draws.python(seed, "validation", i))
+
+
+def digest(n: int = 2000) -> str:
+    """A hash of the first n documents of both streams: a base model belongs to one digest."""
+    hasher = hashlib.blake2b(digest_size=8)
+    for i in range(n):
+        hasher.update(document(i).encode() + validation(i).encode())
+    return hasher.hexdigest()
 
 
 def kind_of(i: int, seed: int = 0) -> str:
