@@ -127,6 +127,11 @@ def test_formulas_know_only_tensors(path):
         assert allowed, f"{module_name(path)} imports {name}; formulas import torch, errors and each other"
 
 
+def test_the_learner_has_the_only_backward():
+    calls = [module_name(p) for p in FILES if ".backward(" in p.read_text()]
+    assert calls == ["train.learner"]
+
+
 @pytest.mark.parametrize("path", FILES, ids=module_name)
 def test_a_file_is_read_in_one_sitting(path):
     text = path.read_text()

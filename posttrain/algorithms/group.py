@@ -26,7 +26,7 @@ from posttrain.rewards.base import score
 from posttrain.rewards.resolve import rewards_for
 from posttrain.sample.base import SamplingParams
 from posttrain.sample.torch import TorchSampler
-from posttrain.train.invariants import check_movement, check_sampler_gap, check_signal, reward_signal
+from posttrain.train.invariants import check_movement, check_sampler_gap, watch_signal
 from posttrain.train.learner import Learner, Optim, Outputs, Part, Term, outputs
 from posttrain.train.metrics import Metrics, add
 from posttrain.train.run import MAY_CHANGE, Result, Run, RunConfig
@@ -150,11 +150,7 @@ def train(cfg: Config, run: Run) -> Result:
         groups = score(groups, rewards)
         metrics = group_metrics(groups)
         run.keep_samples(step, groups)  # before the checks, whose advice is to read them
-        signal = reward_signal(groups, grouped=cfg.objective.needs_group)
-        checks, state["silent"] = check_signal(signal, state["silent"], best=state["best"])
-        if not signal.silent:
-            state["best"] = max(signal.reward, signal.reward if state["best"] is None else state["best"])
-        run.check(step, *(c for c in checks if not c.ok or step == 0))
+        signal = watch_signal(run, step, groups, state, grouped=cfg.objective.needs_group)
         kept, first = usable(groups, cfg.objective), policy.version == 0
         if kept and not (signal.silent and first):  # at the reference, the leash has no gradient either
             batch, reward = collate_groups(kept, loaded.tokenizer.pad_id)

@@ -81,43 +81,55 @@ def forget_thoughts(messages: Sequence[Message]) -> list[Message]:
 # --- built-in templates: piece by piece ---
 
 
-def message_ids(message: Message, template: Template, tokenizer: Tokenizer) -> tuple[list[int], list[int], list[int]]:
-    """A message as (header, words with stop token, what follows); only for an assistant are the last two filled."""
+def message_ids(
+    message: Message, template: Template, tokenizer: Tokenizer, before: Sequence[int]
+) -> tuple[list[int], list[int], list[int]]:
+    """A message as (header, words with stop token, what follows); only for an assistant are the last two filled.
+
+    before: the ids that it follows; whether they end in text matters to tokenizers that begin a text with a space.
+    """
     turn = template.turns[message.role]
     if message.role != "assistant":
-        return _pieces(turn.before, message.content, turn.after, template, tokenizer), [], []
-    header, said = header_ids(template, tokenizer), template.lead + message.content + call_text(message.calls)
+        return _pieces(turn.before, message.content, turn.after, template, tokenizer, before), [], []
+    header, said = header_ids(template, tokenizer, before), template.lead + message.content + call_text(message.calls)
     stop = special_id(template.stop[0], template, tokenizer)
-    gap = _pieces(turn.after.removeprefix(template.stop[0]), "", "", template, tokenizer)
-    return header, [*tokenizer.encode(said), stop], gap
+    gap = _pieces(turn.after.removeprefix(template.stop[0]), "", "", template, tokenizer, [stop])
+    return header, [*tokenizer.encode(said, goes_on=not tokenizer.text_ends(header or before)), stop], gap
 
 
-def header_ids(template: Template, tokenizer: Tokenizer) -> list[int]:
-    """The generation prompt."""
-    return _pieces(template.turns["assistant"].before, "", "", template, tokenizer)
+def header_ids(template: Template, tokenizer: Tokenizer, before: Sequence[int]) -> list[int]:
+    """The generation prompt, after the ids `before`."""
+    return _pieces(template.turns["assistant"].before, "", "", template, tokenizer, before)
 
 
-def _pieces(before: str, content: str, after: str, template: Template, tokenizer: Tokenizer) -> list[int]:
-    """Ids of before + content + after. Only the outer two hold special tokens; text between those is encoded whole."""
+def _pieces(
+    before: str, content: str, after: str, template: Template, tokenizer: Tokenizer, follows: Sequence[int]
+) -> list[int]:
+    """Ids of before + content + after, which stand after the ids `follows`.
+
+    Only the outer two hold special tokens; text between those is encoded whole.
+    """
     ids: list[int] = []
     text = ""
     for part, ours in ((before, True), (content, False), (after, True)):
         for i, piece in enumerate(_SPECIAL.split(part) if ours else [part]):
             if i % 2:
-                ids += tokenizer.encode(text)
+                ids += tokenizer.encode(text, goes_on=not tokenizer.text_ends(ids or follows))
                 ids.append(special_id(piece, template, tokenizer))
                 text = ""
             else:
                 text += piece
-    return ids + tokenizer.encode(text)
+    return ids + tokenizer.encode(text, goes_on=not tokenizer.text_ends(ids or follows))
 
 
-def table_stream(messages: Sequence[Message], template: Template, tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
-    """All messages as (ids, owner), with the tokenizer's customary BOS, once."""
-    ids = [tokenizer.bos_id] if tokenizer.adds_bos else []
+def table_stream(
+    messages: Sequence[Message], template: Template, tokenizer: Tokenizer, follows: Sequence[int] = ()
+) -> tuple[list[int], list[int]]:
+    """All messages as (ids, owner); where nothing stands before them, with the tokenizer's customary BOS."""
+    ids = [tokenizer.bos_id] if tokenizer.adds_bos and not follows else []
     owner = [0] * len(ids)
     for i, message in enumerate(messages):
-        new = sum(message_ids(message, template, tokenizer), [])
+        new = sum(message_ids(message, template, tokenizer, ids or follows), [])
         ids += new
         owner += [i] * len(new)
     return ids, owner
@@ -126,16 +138,17 @@ def table_stream(messages: Sequence[Message], template: Template, tokenizer: Tok
 def _table_turns(
     messages: Sequence[Message], trained: Iterable[int], template: Template, tokenizer: Tokenizer, forget: bool
 ) -> Iterator[Said]:
-    header = header_ids(template, tokenizer)
     ids, owner, done = *table_stream((), template, tokenizer), 0
     for k in trained:
         if forget:
             ids, owner = table_stream(forget_thoughts(messages[:k]), template, tokenizer)
-        else:  # nothing before is ever rewritten: go on from the last turn
-            more, whose = table_stream(messages[done:k], template, tokenizer)
-            bos = int(tokenizer.adds_bos)
-            ids, owner, done = ids + more[bos:], owner + [i + done for i in whose[bos:]], k
-        yield Said(ids + header, owner + [k] * len(header), message_ids(messages[k], template, tokenizer)[1], k)
+        elif ids:  # nothing before is ever rewritten: go on from the last turn
+            more, whose = table_stream(messages[done:k], template, tokenizer, ids)
+            ids, owner, done = ids + more, owner + [i + done for i in whose], k
+        else:
+            (ids, owner), done = table_stream(messages[:k], template, tokenizer), k
+        header, said, _ = message_ids(messages[k], template, tokenizer, ids)
+        yield Said(ids + header, owner + [k] * len(header), said, k)
 
 
 # --- Jinja templates: the difference of two renderings ---

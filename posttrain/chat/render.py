@@ -46,7 +46,8 @@ def prompt(
         ids = row.encode(text)
     else:
         shown = encode.forget_thoughts(messages) if keep_thinking is False else messages
-        ids = encode.table_stream(shown, template, tokenizer)[0] + encode.header_ids(template, tokenizer)
+        ids = encode.table_stream(shown, template, tokenizer)[0]
+        ids += encode.header_ids(template, tokenizer, ids)
     _check_bos(ids, template, tokenizer)
     return ids
 
@@ -161,9 +162,10 @@ def follow_up(
     if keep_thinking is False and encode.forget_thoughts((*messages, *added))[: len(messages)] != list(messages):
         return None
     if isinstance(template, Template):
-        gap = encode.message_ids(messages[-1], template, tokenizer)[2]
-        new = (sum(encode.message_ids(m, template, tokenizer), []) for m in added)
-        return [*gap, *(i for ids in new for i in ids), *encode.header_ids(template, tokenizer)]
+        stop = encode.stop_ids(template, tokenizer)[:1]
+        ids = [*stop, *encode.message_ids(messages[-1], template, tokenizer, ())[2]]
+        ids += encode.table_stream(added, template, tokenizer, ids)[0]
+        return (ids + encode.header_ids(template, tokenizer, ids))[1:]
     row = encode.Rendering(template, tokenizer, (*messages, *added))
     told = row.text(messages, generate=False)
     asked = row.text((*messages, *added), generate=True)

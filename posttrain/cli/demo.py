@@ -97,8 +97,10 @@ def side_by_side(sample: Mapping[str, Any]) -> Table:
 
 
 def share(x: Mapping[str, float] | None) -> str:
+    """A share with its interval, in percent; empty for None."""
     return "" if x is None else f"{x['value']:.0%} [{x['low']:.0%}, {x['high']:.0%}]"
 
 
 def number(x: float | None, digits: int) -> str:
+    """A number with so many digits; empty for None."""
     return "" if x is None else f"{x:.{digits}f}"

@@ -8,7 +8,7 @@ decides that, once.
 """
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -85,13 +85,16 @@ class Tokenizer:
         """The same tokenizer with another chat template; `stop_ids` come before those it has."""
         return Tokenizer(self._marked, self.special_tokens, chat_template, (*stop_ids, *self.stop_ids), self.config)
 
-    def encode(self, text: str, special: bool = False) -> list[int]:
+    def encode(self, text: str, special: bool = False, *, goes_on: bool = False) -> list[int]:
         """Token ids of `text`, without BOS or EOS.
 
+        goes_on: the text follows other text, so a tokenizer that puts a space before every text (SentencePiece's
+            dummy prefix: Llama 2, Mistral, TinyLlama) must not do so here.
         special: read strings like "<|end|>" as the special tokens they spell. Only for text that the program wrote
             itself. Added tokens that are not marked special ("<think>" of Qwen) are recognised either way.
         """
-        return (self._marked if special else self._plain).encode(text, add_special_tokens=False).ids
+        backend = self._marked if special else self._inside if goes_on else self._plain
+        return backend.encode(text, add_special_tokens=False).ids
 
     def decode(self, ids: Iterable[int], skip_special: bool = False) -> str:
         """The text of `ids`. skip_special leaves out special tokens."""
@@ -145,9 +148,43 @@ class Tokenizer:
         plain.encode_special_tokens = True
         return plain
 
+    @cached_property
+    def _inside(self) -> tokenizers.Tokenizer:
+        """A backend for text within a text: `_plain` itself, unless that puts a space before all it gets."""
+        state = json.loads(self._plain.to_str())
+        bare = state | {part: _without_prefix(state[part]) for part in ("normalizer", "pre_tokenizer")}
+        if bare == state:
+            return self._plain
+        inside = tokenizers.Tokenizer.from_str(json.dumps(bare))
+        inside.encode_special_tokens = True
+        return inside
+
+    def text_ends(self, ids: Sequence[int]) -> bool:
+        """Whether nothing, or a special token, stands last in `ids`: what follows is the beginning of a text."""
+        return not ids or ids[-1] in self._mark_ids
+
+    @cached_property
+    def _mark_ids(self) -> frozenset[int]:
+        return frozenset(self.marks.values())
+
     def _role(self, role: str) -> int | None:
         text = self.special_tokens.get(role)
         return None if text is None else self._marked.token_to_id(text)
+
+
+def _without_prefix(part: dict[str, Any] | None) -> dict[str, Any] | None:
+    """A normaliser or pre-tokeniser, in tokenizer.json's form, that puts nothing before its text."""
+    match part:
+        case {"type": "Sequence"}:
+            lists = {key: [_without_prefix(p) for p in value] for key, value in part.items() if isinstance(value, list)}
+            return part | {key: [p for p in value if p is not None] for key, value in lists.items()}
+        case {"type": "Prepend"}:
+            return None
+        case {"type": "Metaspace"}:
+            return part | {"prepend_scheme": "never"}
+        case {"type": "ByteLevel"}:
+            return part | {"add_prefix_space": False}
+    return part
 
 
 def _no_tokenizer(folder: Path) -> str:

@@ -225,6 +225,7 @@ def row(s: Stage, asked: dict[str, tuple[Loaded, Answers]], seed: int) -> dict[s
 
 
 def interval(x: Interval, n: int) -> dict[str, float]:
+    """An interval as plain JSON; n: of how many."""
     return {"value": x.value, "low": x.low, "high": x.high, "n": n}
 
 

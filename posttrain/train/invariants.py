@@ -272,6 +272,18 @@ def check_signal(
     ], silent
 
 
+def watch_signal(
+    run: Any, step: int, groups: Sequence[Group], state: dict[str, Any], *, grouped: bool = True
+) -> Signal:
+    """Check the reward signal of a step in `run`, and keep its counts in the loop's `state` ("silent" and "best")."""
+    signal = reward_signal(groups, grouped=grouped)
+    checks, state["silent"] = check_signal(signal, state["silent"], best=state["best"])
+    if not signal.silent and (state["best"] is None or signal.reward > state["best"]):
+        state["best"] = signal.reward
+    run.check(step, *(c for c in checks if not c.ok or step == 0))
+    return signal
+
+
 def _bytes(tensor: "Tensor") -> memoryview:
     """The raw bytes of a contiguous CPU tensor; through uint8, since numpy knows no bfloat16."""
     import torch

@@ -284,10 +284,10 @@ class Run:
             lookup(name)
         best = checkpoint.best(self._checkpoints, self.settings.best) if self.settings.best else None
         if self.settings.best and best is None:
+            measured = ", ".join(name for name in final if name.startswith("eval_")) or "nothing"
             self.note(
                 f'run.best = "{self.settings.best}", but no checkpoint was written at a step that measured it: the '
-                "last one is the run's model. Measured last: " + ", ".join(n for n in final if n.startswith("eval_")) + ". "
-                "Let run.save_every be a multiple of eval_every."
+                f"last is the run's model. Measured last: {measured}. Let run.save_every be a multiple of eval_every."
             )
         self.result = Result(self.folder, self.done, final, self._latest, best)
         text = {

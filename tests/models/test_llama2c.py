@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from posttrain import chat
 from posttrain.cli.main import main
 from posttrain.errors import ModelError
 from posttrain.models.hf_format import load_folder
@@ -17,6 +18,7 @@ from posttrain.models.llama2c import half_split, load_llama2c, read_llama2c, tok
 from posttrain.models.load import load
 from posttrain.models.tokenizers import Tokenizer
 from posttrain.objectives.tokens import token_logprobs
+from posttrain.records import Message
 from posttrain.sample.base import SamplingParams
 from posttrain.sample.torch import TorchSampler
 
@@ -274,3 +276,27 @@ def test_what_export_needs(tmp_path, monkeypatch, capsys, words, message):
     monkeypatch.chdir(tmp_path)
     assert main(["export", words[0], "out", *words[1:]]) in (1, 2)
     assert message in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
+@needs_files
+def test_a_conversation_reads_as_one_text(folder):
+    """llama2.c's encoder, like SentencePiece, puts a space before a text. Inside of one it must not: the ids of a
+    conversation are then those that transformers finds for the stored template's text, in training and in sampling."""
+    transformers = pytest.importorskip("transformers", reason="transformers is not installed")
+    loaded = load(folder, template="plain")
+    messages = [Message("system", "Be kind."), Message("user", "Where is  Lily?"), Message("assistant", "In the park.")]
+    messages += [Message("user", "With whom?"), Message("assistant", "With her mom.")]
+    (segment,) = chat.render(messages, loaded.template, loaded.tokenizer)
+    loaded.chat_tokenizer.save(folder.with_name("plain"))
+    theirs = transformers.AutoTokenizer.from_pretrained(folder.with_name("plain"))
+    plain = [{"role": m.role, "content": m.content} for m in messages]
+    assert theirs.apply_chat_template(plain, return_dict=False) == list(segment.tokens)
+    for k in (2, 4):
+        asked = theirs.apply_chat_template(plain[:k], add_generation_prompt=True, return_dict=False)
+        assert (
+            asked == chat.prompt(messages[:k], loaded.template, loaded.tokenizer) == list(segment.tokens[: len(asked)])
+        )
+    said = segment.tokens[len(asked) :]
+    assert chat.answer_text(said, loaded.template, loaded.tokenizer) == "With her mom."
+    more = chat.follow_up(messages[:3], messages[3:4], loaded.template, loaded.tokenizer)
+    assert list(segment.tokens[len(asked) - len(more) : len(asked)]) == more

@@ -122,3 +122,14 @@ def test_errors_say_what_to_do(tmp_path, backend):
     (tmp_path / "tokenizer_config.json").write_text("[1]")
     with pytest.raises(ModelError, match="list where a JSON object belongs"):
         Tokenizer.load(tmp_path)
+
+
+@pytest.mark.parametrize("scheme", ["always", "first", "never"])
+def test_a_text_that_goes_on_gets_no_space_before_it(scheme):
+    """SentencePiece's dummy prefix, as newer tokenizer.json files spell it: a Metaspace pre-tokeniser."""
+    vocab = {piece: i for i, piece in enumerate(("▁", "a", "b", "▁a", "?"))}
+    backend = tokenizers.Tokenizer(tokenizers.models.BPE(vocab, [("▁", "a")], unk_token="?"))
+    backend.pre_tokenizer = tokenizers.pre_tokenizers.Metaspace(prepend_scheme=scheme)
+    tok = Tokenizer(backend)
+    assert tok.encode("a b", goes_on=True) == [1, 0, 2]
+    assert tok.encode("a b") == ([1, 0, 2] if scheme == "never" else [3, 0, 2])
