@@ -126,9 +126,8 @@ def train(cfg: Config, run: Run) -> Result:
     critic = Learner(make_critic(cfg), cfg.critic_optim, updates, tokenizer=loaded.chat_tokenizer)
     reference = frozen_copy(loaded.model) if cfg.objective.needs_reference else None
     sampler = TorchSampler(policy.model)
-    state = run.load(
-        parts := {"policy": policy, "critic": critic}, {"beta": cfg.objective.kl.beta, "silent": 0, "best": None}
-    )
+    parts = {"policy": policy, "critic": critic}
+    state = run.load(parts, {"beta": cfg.objective.kl.beta, "silent": 0, "best": None})
     sampler.update(policy)
 
     def loss(out: Outputs, b: TokenBatch) -> tuple[list[Term], Metrics]:
