@@ -187,7 +187,8 @@ def choose(name: str, tokenizer: Tokenizer) -> Template | JinjaTemplate:
     if tokenizer.chat_template is None:
         raise ModelError(
             'template = "auto" means the one stored with the model, and this model has none. Name a template: "plain" '
-            'asks a base model in Q: and A:, "posttrain" and "chatml" need their special tokens in the vocabulary'
+            'asks a base model in Q: and A:, "posttrain" and "chatml" need their special tokens in the vocabulary. '
+            'Plain text needs none: data.kind = "text" trains on it, `posttrain sample --raw` continues it'
         )
     for template in (fitted(t, tokenizer) for t in TEMPLATES.values()):
         if tokenizer.chat_template == stored(template, tokenizer):
