@@ -73,7 +73,8 @@ class Guess:
 
 
 def say(tokenizer, text) -> list[int]:
-    return [*tokenizer.encode(text), tokenizer.token_id("<|end|>")]
+    """What a policy writes under the house template, whose answers begin with a space."""
+    return [*tokenizer.encode(" " + text), tokenizer.token_id("<|end|>")]
 
 
 def run(sampler, tokenizer, tasks=None, **changes):
