@@ -161,7 +161,7 @@ def train(cfg: Config, run: Run) -> Result:
                 metrics = add(metrics, policy.step(Part(part, loss, ("logp", "entropy"))))
             sampler.update(policy)
             if first:
-                run.check(step, check_gap(metrics))
+                run.check(step, check_gap(metrics), policy.first)
         if rows.held and run.due(step, cfg.eval_every):
             metrics = add(metrics, evaluate(sampler, rows.held, loaded, rewards, cfg.sampling.max_tokens))
         run.log(step, metrics)

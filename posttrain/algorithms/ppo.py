@@ -167,7 +167,7 @@ def train(cfg: Config, run: Run) -> Result:
                     metrics = add(metrics, policy.step(Part(mini, loss, ("logp", "entropy"))))
         sampler.update(policy)
         if first and policy.version > 0:
-            run.check(step, check_gap(metrics))
+            run.check(step, check_gap(metrics), policy.first)
         if rows.held and run.due(step, cfg.eval_every):
             metrics = add(metrics, evaluate(sampler, rows.held, loaded, rewards, cfg.sampling.max_tokens))
         run.log(step, metrics)

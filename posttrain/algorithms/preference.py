@@ -87,6 +87,8 @@ def train(cfg: Config, run: Run) -> Result:
         picked = pick(rows.train, step, cfg.batch_size, cfg.run.seed)
         batch = make_batch(picked, references)
         metrics = policy.step(Part(batch, loss, together="group"))
+        if step == 0:
+            run.check(step, policy.first)
         metrics |= {"tokens": int(batch.mask.sum()), "epoch": (step + 1) * cfg.batch_size / len(rows.train)}
         if rows.held and run.due(step, cfg.eval_every):
             metrics |= evaluate(policy, make_batch(rows.held, references), cfg.loss)

@@ -19,7 +19,7 @@ from posttrain.objectives.average import Average
 from posttrain.objectives.returns import last_token
 from posttrain.objectives.reward import bradley_terry
 from posttrain.records import Segment
-from posttrain.train.invariants import check_stop_ids
+from posttrain.train.invariants import check_movement, check_stop_ids
 from posttrain.train.learner import Learner, Optim, Outputs, Part, Term, outputs
 from posttrain.train.metrics import Metrics
 from posttrain.train.run import MAY_CHANGE, Result, Run, RunConfig
@@ -97,12 +97,15 @@ def train(cfg: Config, run: Run) -> Result:
         picked = pick(rows.train, step, cfg.batch_size, cfg.run.seed)
         batch = make_batch(picked)
         metrics = scorer.step(Part(batch, loss, needs=("values",), together="group"))
+        if step == 0:
+            run.check(step, scorer.first)
         metrics |= {"epoch": (step + 1) * cfg.batch_size / len(rows.train)}
         if rows.held and run.due(step, cfg.eval_every):
             metrics |= evaluate(scorer, rows.held)
         run.log(step, metrics)
         run.keep_samples(step, [pair_sample(r, loaded.tokenizer) for r in picked])
         run.save(step, {"policy": scorer})
+    run.check(steps, check_movement(scorer.moved_since(loaded.folder)))
     return run.finish()
 
 

@@ -84,6 +84,8 @@ def train(cfg: Config, run: Run) -> Result:
         segments = pick(rows.train, step, cfg.batch_size, cfg.run.seed)
         batch = weigh(collate(segments, pad_id=loaded.tokenizer.pad_id), cfg.average)
         metrics = policy.step(Part(batch, loss))
+        if step == 0:
+            run.check(step, policy.first)
         metrics |= {"tokens": int(batch.mask.sum()), "epoch": (step + 1) * cfg.batch_size / len(rows.train)}
         if rows.held and run.due(step, cfg.eval_every):
             metrics |= evaluate(policy, rows.held, cfg)

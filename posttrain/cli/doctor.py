@@ -32,7 +32,7 @@ class Options:
     """Without a run: what is installed. With one: the checks it recorded, and what to do about those that failed."""
 
     run: Path | None = None
-    """A run folder."""
+    """A run folder, or a folder of runs."""
 
 
 def main(words: Sequence[str]) -> int:
@@ -43,8 +43,11 @@ def main(words: Sequence[str]) -> int:
         for ok, name, text in installed():
             _line(console, ok, name, text)
         return 0
-    check_run(options.run)
-    return _run(console, options.run)
+    stages = sorted(path.parent for path in options.run.glob("*/config.toml"))
+    if (options.run / "config.toml").exists() or not stages:
+        check_run(options.run)
+        stages = [options.run]
+    return max([_run(console, run) for run in stages])
 
 
 def installed() -> list[tuple[bool, str, str]]:

@@ -19,7 +19,7 @@ from posttrain.errors import ConfigError, InvariantError, NonFiniteError
 from posttrain.models.hf_format import copy_weights, hf_name, read_weights, write_folder
 from posttrain.models.tokenizers import Tokenizer
 from posttrain.objectives.tokens import logprobs_from_hidden, predicting
-from posttrain.train.invariants import block_movement
+from posttrain.train.invariants import Check, block_movement, check_weights_changed, fingerprint
 from posttrain.train.metrics import Metrics, add
 from posttrain.train.schedule import Schedule
 from posttrain.train.schedule import lr as scheduled
@@ -111,6 +111,8 @@ class Learner:
     ):
         """tokenizer: written beside the weights. optimizer: instead of AdamW; the schedule scales its `initial_lr`s."""
         self.model, self.optim, self.total, self.tokenizer, self.version = model, optim, total, tokenizer, 0
+        self.first: Check | None = None
+        """That the first step changed the weights; None before it, and in a resumed run."""
         matrices = [p for p in model.parameters() if p.requires_grad and p.dim() >= 2]
         others = [p for p in model.parameters() if p.requires_grad and p.dim() < 2]
         if not matrices and not others:
@@ -158,13 +160,15 @@ class Learner:
         lr = factor * self.optim.lr
         for group in self.optimizer.param_groups:
             group["lr"] = factor * group["initial_lr"]
-        before = [p.detach().clone() for p in self.parameters] if self.version == 0 and lr > 0 else None
+        before = fingerprint(self.model.named_parameters()) if self.version == 0 else None
         self.optimizer.step()
-        if before is not None and all(torch.equal(a, b) for a, b in zip(before, self.parameters, strict=True)):
-            raise InvariantError(
-                f"the first step changed no weight (gradient norm {float(norm):.3g}, learning rate {lr:.3g}): "
-                "the run would train nothing. Look at the loss mask, the advantages and the learning rate."
-            )
+        if before is not None:
+            self.first = check_weights_changed(before, fingerprint(self.model.named_parameters()))
+            if not self.first.ok:
+                raise InvariantError(
+                    f"the first step changed no weight (gradient norm {float(norm):.3g}, learning rate {lr:.3g}): "
+                    f"the run would train nothing. {self.first.advice}"
+                )
         self.version += 1
         return metrics | {"loss": (loss, 1.0), "grad_norm": (float(norm), 1.0), "lr": (lr, 1.0)}
 
