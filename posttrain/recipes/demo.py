@@ -118,7 +118,7 @@ def train_stages(out: Path, size: Size, seed: int, threads: int, say: Callable[[
 
     pairs = out / "preferences.jsonl"
     if not pairs.exists():
-        say(f"     sampling {2 * size.pair_prompts} answers from the SFT model; the rater compares them in pairs")
+        say(f"     the rater compares {4 * size.pair_prompts} answers of the SFT model in pairs")
         write_pairs(pairs, load(first.model), size.pair_prompts, seed)
     comparisons = Data(path=str(pairs), eval_rows=held_out(pairs))
 
@@ -162,24 +162,19 @@ def held_out(pairs: Path) -> int:
 
 
 def write_pairs(path: Path, loaded: Loaded, prompts: int, seed: int) -> None:
-    """Two sampled answers to each of `prompts` questions about seen people, the rater's choice first, as JSONL."""
+    """Four sampled answers to each of `prompts` questions about seen people as two pairs, the rater's choice first."""
     asked = demos.about_prompts(people.SEEN, prompts, seed)
-    answers = sampled(loaded, asked, 2, seed)
     lines = []
-    for pair in answers:
-        person = people.PEOPLE[pair[0].task.meta["person"]]
-        a, b = pair
-        if a.completion == b.completion or Stop.END not in (a.stop, b.stop):
-            continue  # nothing to compare
-        ended = (a.stop is Stop.END, b.stop is Stop.END)
-        if not all(ended):
-            continue  # an answer that was cut off has no stop token to learn from
+    for a, b in (pair for four in sampled(loaded, asked, 4, seed) for pair in (four[:2], four[2:])):
+        person = people.PEOPLE[a.task.meta["person"]]
+        if a.completion == b.completion or {a.stop, b.stop} != {Stop.END}:
+            continue  # nothing to compare, or no stop token to learn from
         if not prefers_first(person, a.completion, b.completion, seed=seed):
             a, b = b, a
         lines.append(json.dumps({"prompt": a.messages[0].content, "chosen": a.completion, "rejected": b.completion}))
     if len(lines) < 12:
         raise RunError(
-            f"only {len(lines)} of {prompts} pairs of answers can be compared: the SFT model seldom stops, so there is "
+            f"only {len(lines)} of {2 * prompts} pairs of answers can be compared: the SFT model seldom stops, so there is "
             "nothing to prefer. Train it longer (SIZES in recipes/demo.py)."
         )
     write_text(path, "\n".join(lines) + "\n")

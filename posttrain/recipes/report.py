@@ -40,10 +40,17 @@ class Column:
 
 COLUMNS = (
     Column("well_formed", "Well formed", "answers that are one at all: finished, on one line, in known sentences"),
-    Column("win_rate", "Wins", "how often gold prefers the answer to the SFT model's; 50% is a draw", draw=True),
+    Column("win_rate_base", "Over base", "how often gold prefers the answer to the base's; 50% is a draw", draw=True),
+    Column("win_rate", "Over SFT", "how often gold prefers the answer to the SFT model's; 50% is a draw", draw=True),
     Column("greedy", "Solved", "tasks solved when the likeliest token is taken each time"),
     Column("pass_at_8", "Pass@8", "tasks with at least one right answer among eight sampled ones"),
-    Column("kl_from_sft", "KL", "kl(stage ‖ SFT) in nats: how far it moved from the SFT model", share=False, digits=2),
+    Column(
+        "kl_from_sft",
+        "KL",
+        "kl(stage ‖ SFT) in nats per answer: how far it moved from the SFT model",
+        share=False,
+        digits=2,
+    ),
     Column("length", "Length", "mean tokens per answer", share=False, digits=1),
     Column("seconds", "Seconds", "time it took to train the stage", share=False),
 )
