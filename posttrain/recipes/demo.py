@@ -128,7 +128,7 @@ def train_stages(out: Path, size: Size, seed: int, threads: int, say: Callable[[
         data=comparisons,
         epochs=1.0,
         batch_size=16,
-        optim=Optim(lr=5e-4, schedule=linear),
+        optim=Optim(lr=3e-4, schedule=linear),
         run=settings,
     )
     stage(out / "2-reward-model", reward_model, cfg)
@@ -174,8 +174,8 @@ def write_pairs(path: Path, loaded: Loaded, prompts: int, seed: int) -> None:
         lines.append(json.dumps({"prompt": a.messages[0].content, "chosen": a.completion, "rejected": b.completion}))
     if len(lines) < 12:
         raise RunError(
-            f"only {len(lines)} of {2 * prompts} pairs of answers can be compared: the SFT model seldom stops, so there "
-            "is nothing to prefer. Train it longer (SIZES in recipes/demo.py)."
+            f"only {len(lines)} of {2 * prompts} pairs of answers can be compared: the SFT model seldom stops: "
+            "there is nothing to prefer. Train it longer (SIZES in recipes/demo.py)."
         )
     write_text(path, "\n".join(lines) + "\n")
 
