@@ -55,7 +55,3 @@ def test_transformers_reads_it_alike(folder, tokenizer):
     for text in (*TEXTS, *(corpus.validation(i) for i in range(50))):
         assert loaded.encode(text) == tokenizer.encode(text).ids
     assert (loaded.eos_token, loaded.pad_token) == ("<|endoftext|>", "<|pad|>")
-    chat = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yes."}]
-    said = "<|user|>Hi<|end|><|assistant|>Yes.<|end|>"
-    assert loaded.apply_chat_template(chat, tokenize=False) == said
-    assert loaded.apply_chat_template(chat, tokenize=False, add_generation_prompt=True) == said + "<|assistant|>"
