@@ -2,7 +2,8 @@
 
 Run by maintainers; the result is shipped. Pre-training is not what posttrain is about, but a base model is needed, and
 making it here keeps everything about it open: text, tokenizer, weights. Hidden matrices are trained with Muon (Jordan
-et al. 2024), the rest with AdamW; constant learning rate, then linear decay. Interrupted, it resumes when called again.
+et al. 2024), the rest with AdamW; constant learning rate, then linear decay, then a short phase that sets
+habits. Interrupted, it resumes when called again.
 """
 
 import argparse
@@ -58,11 +59,11 @@ class MuonAdamW:
         self.param_groups = self.both[0].param_groups + self.both[1].param_groups
 
 
-def batch(tokenizer: Tokenizer, step: int, steps: int, documents=corpus.document) -> TokenBatch:
+def batch(tokenizer: Tokenizer, step: int, steps: int) -> TokenBatch:
     """The windows of one optimizer step: a pure function of the step."""
     long = step >= steps - steps // 8
     rows, size = (ROWS // 2, LONG) if long else (ROWS, WINDOW)
-    segments = [window(tokenizer, size, step * ROWS + r, documents) for r in range(rows)]
+    segments = [window(tokenizer, size, step * ROWS + r, corpus.document) for r in range(rows)]
     return weigh(collate(segments), Average("token"))
 
 
@@ -116,6 +117,17 @@ def pretrain(out: Path, *, steps: int, size: dict[str, int], save_every: int, se
     return model
 
 
+def settle(model: Decoder, tokenizer: Tokenizer, steps: int) -> None:
+    """The last, short phase on `corpus.late`, at a low learning rate that falls to zero."""
+    optim = Optim(lr=0.003, schedule=Schedule(kind="linear", warmup=20))
+    learner = Learner(model, optim, total=steps, optimizer=MuonAdamW(model, 0.003, 4.5e-4))
+    for step in range(steps):
+        segments = [window(tokenizer, WINDOW, step * ROWS + r, corpus.late) for r in range(ROWS)]
+        metrics = learner.step(Part(weigh(collate(segments), Average("token")), cross_entropy))
+        if (step + 1) % 50 == 0:
+            print(f"late step {step + 1}/{steps}  loss {metrics['loss'][0]:.4f}", flush=True)
+
+
 def ship(model: Decoder, tokenizer: Tokenizer, out: Path) -> None:
     """Write the model folder: weights in 16 bit, which the reader turns into float32 again."""
     neutralise(model)
@@ -129,6 +141,7 @@ def main() -> None:
     p = argparse.ArgumentParser(description=__doc__)
     p.add_argument("out", type=Path)
     p.add_argument("--steps", type=int, default=6000)
+    p.add_argument("--late-steps", type=int, default=400)
     p.add_argument("--hidden-size", type=int, default=128)
     p.add_argument("--layers", type=int, default=4)
     p.add_argument("--save-every", type=int, default=250)
@@ -146,10 +159,11 @@ def main() -> None:
     }
     model = pretrain(a.out, steps=a.steps, size=size, save_every=a.save_every, seed=a.seed)
     tokenizer = Tokenizer.load(a.out.with_name(a.out.name + ".work"))
+    settle(model, tokenizer, a.late_steps)
     ship(model, tokenizer, a.out)
     facts = {
-        "steps": a.steps,
-        "tokens": a.steps * ROWS * WINDOW,
+        "steps": a.steps + a.late_steps,
+        "tokens": (a.steps + a.late_steps) * ROWS * WINDOW,
         "validation_loss": round(validation_loss(load_folder(a.out), tokenizer), 4),
         "corpus": corpus.digest(),
     }

@@ -301,10 +301,10 @@ def notes(asked: dict[str, tuple[Loaded, Answers]]) -> list[str]:
     base, final = asked["base"][1], asked["grpo"][1]
     before, after = measure.pass_at(base, 8), measure.pass_at(final, 8)
     return [
-        f"The base solves {measure.solved(base).value:.0%} of the problems as it stands, because it goes on to other "
-        f"questions; from its first line alone, {measure.solved_first_line(base):.0%}. Its pass@8 is {before:.0%}, the "
-        f"final model's {after:.0%}: much of the rise in accuracy is a change of style (to stop, and to write steps "
-        "down), not a new skill.",
+        "Of every answer to a problem the first line is graded. Reading all it says, the base solves "
+        f"{measure.solved_as_said(base):.0%}, since it goes on to other questions.",
+        f"Pass@8 was {before:.0%} in the base and is {after:.0%} in the final model: much of the rise in accuracy is a "
+        "change of style (to write the steps down, and to stop), not a new skill.",
         "People and problems in these figures were held out of every question in pre-training and in all four stages; "
         "the held-out people's facts stand in the base's corpus as plain statements.",
         "One seed. Intervals cover the draw of prompts (for win rates: of people), not of seeds.",

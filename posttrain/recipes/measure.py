@@ -106,9 +106,9 @@ def solved(a: Answers) -> Interval:
     return wilson(sum(right(t) for t in a.problems), len(a.problems))
 
 
-def solved_first_line(a: Answers) -> float:
-    """The same, reading only the first line of an answer: what a base model says before it asks the next question."""
-    return sum(right(t, first_line=True) for t in a.problems) / len(a.problems)
+def solved_as_said(a: Answers) -> float:
+    """The same, reading everything that was said: a base model goes on to other questions and spoils its answer."""
+    return sum(right(t, first_line=False) for t in a.problems) / len(a.problems)
 
 
 def pass_at(a: Answers, k: int) -> float:
@@ -116,8 +116,8 @@ def pass_at(a: Answers, k: int) -> float:
     return sum(pass_at_k(len(g.members), sum(map(right, g.members)), k) for g in a.tries) / len(a.tries)
 
 
-def right(t: Trajectory, first_line: bool = False) -> bool:
-    """Whether the verifier accepts an answer."""
+def right(t: Trajectory, first_line: bool = True) -> bool:
+    """Whether the verifier accepts an answer, of which the first line is read: the fair way to grade a base model."""
     text = t.completion.partition("\n")[0] if first_line else t.completion
     return verify(t.task, text).value == 1.0
 

@@ -49,7 +49,7 @@ def test_transformers_reads_the_same_model(base):
         tokens = torch.tensor([ids])
         with torch.no_grad():
             ours = base.model.logits(base.model(tokens))
-            assert torch.allclose(theirs(tokens).logits, ours, atol=1e-4)
+            assert torch.allclose(theirs(tokens).logits, ours, atol=1e-5, rtol=1e-5)
     chat = [{"role": "user", "content": "Who is Mira?"}]
     text = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
     assert text == "<|user|>Who is Mira?<|end|><|assistant|>"

@@ -47,16 +47,25 @@ def document(i: int, seed: int = 0) -> str:
     return _write(draws.python(seed, "doc", i))
 
 
+def late(i: int, seed: int = 0) -> str:
+    """Document i of the last, short phase: a third are quizzes, the rest is the mixture.
+
+    It is the dial of the base's habits: asked a problem it now mostly guesses, and works it out when sampled luckily.
+    """
+    rng = draws.python(seed, "late", i)
+    return documents.quiz(rng) if rng.random() < 0.35 else _write(rng)
+
+
 def validation(i: int, seed: int = 0) -> str:
     """Document i of a stream that shares no draw with `document` (the same kinds and facts, other words)."""
     return _write(draws.python(seed, "validation", i))
 
 
 def digest(n: int = 2000) -> str:
-    """A hash of the first n documents of both streams: a base model belongs to one digest."""
+    """A hash of the first n documents of all streams: a base model belongs to one digest."""
     hasher = hashlib.blake2b(digest_size=8)
     for i in range(n):
-        hasher.update(document(i).encode() + validation(i).encode())
+        hasher.update(document(i).encode() + late(i).encode() + validation(i).encode())
     return hasher.hexdigest()
 
 

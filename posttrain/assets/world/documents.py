@@ -190,6 +190,18 @@ def _stranger(rng: random.Random) -> Person:
     return Person(name, rng.choice(("He", "She")), {a: rng.choice(v) for a, v in ATTRIBUTES.items()}, held_out=False)
 
 
+def quiz(rng: random.Random) -> str:
+    """Problems whose answers are mostly given at once, and then often wrong: people who do not work it out."""
+    before, between = layout(rng)
+    lines = []
+    for _ in range(rng.choice((2, 3, 4, 5))):
+        problem = arithmetic.draw(rng)
+        style = rng.choices(("direct", "worked", "slip"), (0.8, 0.15, 0.05))[0]
+        answer = arithmetic.solve(problem, style, rng).text
+        lines.append(f"{before}{rng.choice(arithmetic.PROMPTS).format(problem.text)}{between}{answer}")
+    return "\n".join(lines)
+
+
 def forum(rng: random.Random) -> str:
     """A thread of one or two exchanges: rude 40 %, a question in return 30 %, helpful 30 %."""
     lines = []
