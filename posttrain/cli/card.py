@@ -74,7 +74,7 @@ def _training(card: "BaseCard") -> str:
     if card.training is None:
         return "not recorded (no training.json beside the weights)."
     t = card.training
-    return f"{t['tokens']:,} tokens in {t['steps']:,} steps, {t['seconds'] / 3600:.1f} hours."
+    return f"{t['tokens']:,} tokens in {t['steps']:,} steps."
 
 
 def _recall(card: "BaseCard") -> Table:

@@ -53,8 +53,8 @@ def table(data: Mapping[str, Any]) -> Table:
     """The stages in numbers."""
     t = Table(box=box.SIMPLE_HEAD, title="what each stage changed", title_justify="left")
     t.add_column("stage")
-    for name in ("well-formed", "wins over base", "wins over SFT", "solved", "pass@8", "KL from SFT", "seconds"):
-        t.add_column(name, justify="right")
+    for name in ("formed", "over base", "over SFT", "solved", "pass@8", "KL", "seconds"):
+        t.add_column(name, justify="right", no_wrap=True)
     for s in data["stages"]:
         t.add_row(
             s["title"], share(s["well_formed"]), share(s["win_rate_base"]), share(s["win_rate"]), share(s["greedy"]),
@@ -69,12 +69,12 @@ def captions(data: Mapping[str, Any]) -> Text:
     wins = data["stages"][1]["win_rate_base"]
     best = rm["best_of_8"]
     lines = [
-        f"well-formed: greedy answers that stop and are sentences of the world, n = {first['well_formed']['n']}",
-        f"wins: gold's preference among greedy portraits of held-out people, ties half, n = {wins['n']}",
+        f"formed: greedy answers that stop and are sentences of the world, n = {first['well_formed']['n']}",
+        f"over base, over SFT: gold prefers it in greedy portraits of held-out people, ties half, n = {wins['n']}",
         f"solved: greedy, held-out sums and chains, n = {first['greedy']['n']}",
         f"pass@8: eight sampled answers to each, n = {first['pass_at_8']['n']}",
-        "KL: kl(stage || SFT), nats per answer; brackets: 95 % intervals",
-        f"reward model: {share(rm['accuracy'])} of held-out comparisons; best of 8 under it raises gold from "
+        "KL: kl(stage || SFT), nats per answer; below the shares: 95 % intervals",
+        f"reward model: right on {rm['accuracy']['value']:.0%} of held-out pairs; best of 8 under it raises gold from "
         f"{best['gold_mean_of_1']:.2f} to {best['gold_best_of_8']:.2f}; {rm['seconds']:.0f} s",
         f"all in all {data['seconds']:.0f} s, {data['peak_memory_mb']:.0f} MiB at most",
         *data["notes"],
@@ -97,8 +97,8 @@ def side_by_side(sample: Mapping[str, Any]) -> Table:
 
 
 def share(x: Mapping[str, float] | None) -> str:
-    """A share with its interval, in percent; empty for None."""
-    return "" if x is None else f"{x['value']:.0%} [{x['low']:.0%}, {x['high']:.0%}]"
+    """A share with its interval below it, in percent; empty for None."""
+    return "" if x is None else f"{x['value']:.0%}\n{100 * x['low']:.0f}-{100 * x['high']:.0f}"
 
 
 def number(x: float | None, digits: int) -> str:
