@@ -42,7 +42,7 @@ COLUMNS = (
     Column("well_formed", "Well formed", "answers that are one at all: finished, on one line, in known sentences"),
     Column("win_rate_base", "Over base", "how often gold prefers the answer to the base's; 50% is a draw", draw=True),
     Column("win_rate", "Over SFT", "how often gold prefers the answer to the SFT model's; 50% is a draw", draw=True),
-    Column("greedy", "Solved", "tasks solved when the likeliest token is taken each time"),
+    Column("greedy", "Solved", "tasks solved by the first line, the likeliest token taken each time"),
     Column("pass_at_8", "Pass@8", "tasks with at least one right answer among eight sampled ones"),
     Column(
         "kl_from_sft",
