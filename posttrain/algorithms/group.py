@@ -103,7 +103,7 @@ def plan(cfg: Config) -> str:
     rows = tasks(cfg.data, loaded)
     n = cfg.prompts * cfg.group_size
     return (
-        f"{report(rows)} {cfg.steps} steps of {cfg.prompts} prompts x {cfg.group_size} samples = {n} answers of at "
+        f"{report(rows)}: {cfg.steps} steps of {cfg.prompts} prompts x {cfg.group_size} samples = {n} answers of at "
         f"most {cfg.sampling.max_tokens} tokens, {cfg.minibatches} optimizer step(s) each; every prompt is seen about "
         f"{cfg.steps * cfg.prompts / len(rows.train):.2f} times."
     )

@@ -63,7 +63,7 @@ def plan(cfg: Config) -> str:
     rows = pairs(cfg.data, loaded)
     steps = steps_for(cfg, len(rows.train))
     epochs = steps * cfg.batch_size / len(rows.train)
-    return f"{report(rows)} {steps} steps of {cfg.batch_size} pairs, {epochs:.2f} epochs."
+    return f"{report(rows)}: {steps} steps of {cfg.batch_size} pairs, {epochs:.2f} epochs."
 
 
 def train(cfg: Config, run: Run) -> Result:

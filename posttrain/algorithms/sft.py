@@ -54,9 +54,8 @@ def plan(cfg: Config) -> str:
     loaded = load(cfg.model, template=cfg.template)
     rows = demonstrations(cfg.data, loaded)
     steps = steps_for(cfg, len(rows.train))
-    return (
-        f"{report(rows)} {steps} steps of {cfg.batch_size} rows, {steps * cfg.batch_size / len(rows.train):.2f} epochs."
-    )
+    epochs = steps * cfg.batch_size / len(rows.train)
+    return f"{report(rows)}: {steps} steps of {cfg.batch_size} rows, {epochs:.2f} epochs."
 
 
 def loss(out: Outputs, b: TokenBatch) -> tuple[list[Term], Metrics]:

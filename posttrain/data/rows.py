@@ -140,14 +140,14 @@ def steps_for(cfg: Any, rows: int) -> int:
 
 
 def report(rows: Rows) -> str:
-    """What was read, in one sentence, with everything that was left out or cut."""
+    """What was read, with everything that was left out or cut: the first half of a sentence."""
     text = f"{len(rows.train)} rows of {rows.path}, the longest of {rows.longest} tokens"
     text += f", {len(rows.held)} held out" if rows.held else ""
     text += f"; {rows.truncated} cut to fit" if rows.truncated else ""
     if rows.skipped:
         text += f"; {len(rows.skipped)} left out: " + "; ".join(rows.skipped[:3])
         text += "; ..." if len(rows.skipped) > 3 else ""
-    return text + "."
+    return text
 
 
 def _rendered(data: Data, kind: Kind, make) -> tuple[list, list, list[str]]:

@@ -144,7 +144,7 @@ def test_what_was_cut_is_counted_and_shown(capsys, models):
     path = write("a.jsonl", LAYOUTS["prompt"][:-1] + [{"prompt": "Count.", "completion": "one two three four " * 9}])
     words = ("--model", models["qwen3"], "--data.path", path, "--data.max-len=40", "--batch-size=4")
     assert (
-        "8 rows of a.jsonl, the longest of 40 tokens; 1 cut to fit."
+        "8 rows of a.jsonl, the longest of 40 tokens; 1 cut to fit"
         in train(capsys, "sft", *words, "--data.eval-rows=0")[0]
     )
 
@@ -256,7 +256,7 @@ def test_dry_run_says_the_arithmetic(capsys, models):
     words = ["train", "sft", "--model", models["qwen3"], "--data.path", path, "--data.eval-rows=2", "--batch-size=4"]
     assert main([*words, "--epochs=3", "--dry-run"]) == 0
     first = capsys.readouterr().out.splitlines()[0]
-    assert first.endswith("2 held out. 5 steps of 4 rows, 3.33 epochs.") and first.startswith("6 rows of a.jsonl")
+    assert first.endswith("2 held out: 5 steps of 4 rows, 3.33 epochs.") and first.startswith("6 rows of a.jsonl")
     path = write("q.jsonl", [{"question": q, "answer": a} for q, a in ASKED])
     words = ["train", "group", "--model", models["qwen3"], "--data.path", path, *DRAWN, "--steps=8", "--dry-run"]
     assert main(words) == 0

@@ -61,7 +61,7 @@ def test_what_is_cut_is_counted(tmp_path, loaded):
     path = write(tmp_path / "a.jsonl", [*demos(2), *demos(1, words=40)])
     found = demonstrations(Data(path=path, max_len=24), loaded)
     assert found.truncated == 1 and found.longest == 24
-    assert report(found).endswith("the longest of 24 tokens; 1 cut to fit.")
+    assert report(found).endswith("the longest of 24 tokens; 1 cut to fit")
 
 
 def test_documents(tmp_path, loaded):
@@ -158,6 +158,6 @@ def test_steps(length, wanted):
 
 def test_report_of_a_plain_source():
     found = Rows([Task("t", ())] * 3, [], "x.jsonl", longest=9)
-    assert report(found) == "3 rows of x.jsonl, the longest of 9 tokens."
+    assert report(found) == "3 rows of x.jsonl, the longest of 9 tokens"
     many = replace(found, skipped=("a", "b", "c", "d"))
-    assert report(many).endswith("; 4 left out: a; b; c; ....")
+    assert report(many).endswith("; 4 left out: a; b; c; ...")
