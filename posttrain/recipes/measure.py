@@ -87,13 +87,13 @@ def share_well_formed(a: Answers) -> Interval:
     return wilson(sum(well_formed(t.completion, t.stop is Stop.END) for t in said), len(said))
 
 
-def win_rate(ours: Answers, theirs: Answers, seed: int) -> Interval:
-    """How often gold prefers our portrait to theirs of the same prompt; ties count half. Both are greedy.
+def win_rate(ours: Sequence[Trajectory], theirs: Sequence[Trajectory], seed: int) -> Interval:
+    """How often gold prefers our portrait to theirs of the same prompt; ties count half.
 
     The interval is the bootstrap's over persons, not prompts: 22 wordings about one person are no independent evidence.
     """
     by_person: dict[str, list[float]] = {}
-    for a, b in zip(ours.about_greedy, theirs.about_greedy, strict=True):
+    for a, b in zip(ours, theirs, strict=True):
         x, y = gold_of(a), gold_of(b)
         by_person.setdefault(a.task.meta["person"], []).append(1.0 if x > y else 0.5 if x == y else 0.0)
     spread = bootstrap([sum(v) / len(v) for v in by_person.values()], seed)
