@@ -124,3 +124,13 @@ def test_population():
     assert len(NAMES) == len(set(NAMES)) == 64
     assert len(HELD_OUT) == 16 and len(SEEN) == 48
     assert len({tuple(p.facts.values()) for p in EVERYBODY}) == 64
+
+
+def test_the_last_phase_poses_and_asks_nothing_that_is_held_out():
+    texts = [corpus.late(i) for i in range(3000)]
+    asked = re.compile(r"(?:What is|Compute|How much is|Work out) ([0-9]+(?:[+-][0-9]+)+)[?.]")
+    posed = {tuple(map(int, re.findall(r"-?[0-9]+", m))) for text in texts for m in asked.findall(text)}
+    assert len(posed) > 1000
+    assert [p for p in posed if arithmetic.held_out(*p)] == []
+    names = re.compile(r"\b(" + "|".join(p.name for p in HELD_OUT) + r")\b")
+    assert [text for text in texts if names.search(text) and ("?" in text or "Tell me" in text)] == []
