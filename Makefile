@@ -4,7 +4,7 @@ ENV := .venv
 BIN := $(ENV)/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt
 
-.PHONY: demo test test-slow packaging base bench-check wheel lint clean
+.PHONY: demo test test-slow oracles packaging base bench-check wheel lint clean
 
 demo: $(ENV)/.installed                   ## the whole pipeline on the embedded base
 	$(BIN)/posttrain demo
@@ -15,6 +15,9 @@ test: $(ENV)/.installed-dev lint          ## style, all default tests, then the 
 
 test-slow: $(ENV)/.installed-dev          ## tests that take minutes
 	$(BIN)/python -m pytest -q -m "slow or parity"
+
+oracles: $(ENV)/.installed-dev            ## formulas against golden numbers of other libraries, as a table
+	$(BIN)/python tests/oracles/table.py
 
 base: $(ENV)/.installed-dev               ## pre-train the embedded base again (hours on two cores); resumes
 	$(BIN)/python -m posttrain.assets.pretrain runs/base-1
