@@ -53,14 +53,15 @@ def token_weights(
     group: Tensor | None = None,
     trajectory: Tensor | None = None,
     total: float | Tensor | None = None,
+    dtype: torch.dtype | None = None,
 ) -> Tensor:
     """Weights w with loss = Σ w · (loss per token), over all rows of one optimizer step.
 
-        token:     1 / (all tokens)
-        sequence:  1 / (B · tokens of its answer)
-        prompt:    1 / (P · tokens of its group)
-        constant:  1 / (B · horizon)
-        sum:       1 / B
+        token:     w = 1 / (all tokens)                  DAPO: Yu et al. 2025 (arXiv 2503.14476), eq. 8
+        sequence:  w = 1 / (B · tokens of its answer)    GRPO: Shao et al. 2024 (arXiv 2402.03300), eq. 3
+        prompt:    w = 1 / (P · tokens of its group)     ScaleRL: Khatri et al. 2025 (arXiv 2510.13786)
+        constant:  w = 1 / (B · horizon)                 Dr. GRPO: Liu et al. 2025 (arXiv 2503.20783)
+        sum:       w = 1 / B                             REINFORCE on whole answers, LUSPO
 
     mask: [N, T], true where a token is trained on. Masks known beforehand (overlong filtering) are already in it.
     group: [N] id of the prompt, needed by "prompt".
@@ -68,49 +69,70 @@ def token_weights(
         tokens add up. None: every row is an answer.
     total: the divisor (B, P or tokens) when these rows are a part of a larger step: the sum of `weight_total` over the
         parts. None: these rows are the whole step. Answers and groups must not straddle parts.
+    dtype: of the weights; None: torch's default.
 
     B counts answers, and P prompts, with at least one token under the mask: a padding row of another rank or an answer
     that was filtered out must not dilute the others. A mask without any true entry gives zeros.
 
-    Returns [N, T], zero outside the mask. Two answers of 2 and 6 tokens, losses 1 and 1/2 per token: sequence 0.75,
-    token 0.625, constant with horizon 10 0.25.
+    Returns [N, T], zero outside the mask. Raises ConfigError for "pair", ShapeError where group ids are missing.
+
+    Two answers of 2 and 6 tokens, losses 1 and 1/2 per token: sequence 0.75, token 0.625, constant with horizon 10
+    0.25. Section 24.
     """
-    shares, own = _shares(mask, average, group, trajectory)
+    shares, own = _shares(mask, average, group, trajectory, dtype)
     divisor = own if total is None else torch.as_tensor(total, dtype=shares.dtype, device=shares.device)
     return mask * (shares / divisor.clamp(min=1))[:, None]
 
 
 def weight_total(
-    mask: Tensor, average: Average, *, group: Tensor | None = None, trajectory: Tensor | None = None
+    mask: Tensor,
+    average: Average,
+    *,
+    group: Tensor | None = None,
+    trajectory: Tensor | None = None,
+    dtype: torch.dtype | None = None,
 ) -> Tensor:
-    """The divisor of `token_weights` for these rows, a scalar: tokens, answers or prompts under the mask.
+    """The divisor of `token_weights` for these rows: tokens, answers or prompts under the mask.
 
-    Arguments as there. Sum it over the ranks of a step and hand it back as `total`.
+        token: Σ mask        prompt: P        sequence, constant, sum: B
+
+    mask: [N, T]. group, trajectory: [N] ids; dtype: of the result; all as in `token_weights`.
+
+    Returns a scalar. Sum it over the ranks of a step and hand it back as `total`: two ranks with 3 and 5 tokens both
+    divide by 8. Section 24.
     """
-    return _shares(mask, average, group, trajectory)[1]
+    return _shares(mask, average, group, trajectory, dtype)[1]
 
 
 def row_weights(
-    mask: Tensor, average: Average, *, group: Tensor | None = None, total: float | Tensor | None = None
+    mask: Tensor,
+    average: Average,
+    *,
+    group: Tensor | None = None,
+    total: float | Tensor | None = None,
+    dtype: torch.dtype | None = None,
 ) -> Tensor:
-    """Weights for losses that are one number per answer or per pair.
+    """Weights for losses that are one number per answer or per pair: loss = Σ w · (loss per row).
 
-        sequence, sum:  1 / B on every answer
-        prompt:         1 / (P · answers of its group)
-        pair:           1 / (pairs); take the entry of either row of the pair, the two are equal
+        sequence, sum:  w = 1 / B on every answer
+        prompt:         w = 1 / (P · answers of its group)
+        pair:           w = 1 / (pairs); take the entry of either row of the pair, the two are equal
 
     mask: [N, T]; rows without a true entry weigh nothing. group: [N] ids of prompts or pairs, needed by "prompt" and
-    "pair". total: the divisor of the whole step when these rows are a part of it. Returns [N].
+    "pair". total: the divisor of the whole step when these rows are a part of it. dtype: of the weights; None: torch's
+    default.
+
+    Returns [N]. Raises ConfigError for an average that counts tokens. Two pairs weigh 1/2 each. Section 16.
     """
     check_shapes("NT", mask)
     alive = mask.any(1)
     match average.kind:
         case "sequence" | "sum":
-            share, own = alive.to(torch.get_default_dtype()), alive.sum()
+            share, own = alive.to(dtype or torch.get_default_dtype()), alive.sum()
         case "prompt" | "pair":
             ids = _ids(group, mask, average)
             members = torch.bincount(ids, weights=alive.float())
-            share = alive.to(torch.get_default_dtype())
+            share = alive.to(dtype or torch.get_default_dtype())
             share = share / members[ids].clamp(min=1) if average.kind == "prompt" else share
             own = (members > 0).sum()
         case _:
@@ -122,10 +144,12 @@ def row_weights(
     return share / divisor.clamp(min=1)
 
 
-def _shares(mask: Tensor, average: Average, group: Tensor | None, trajectory: Tensor | None) -> tuple[Tensor, Tensor]:
+def _shares(
+    mask: Tensor, average: Average, group: Tensor | None, trajectory: Tensor | None, dtype: torch.dtype | None
+) -> tuple[Tensor, Tensor]:
     """Per row, what one of its tokens weighs before the division; and the divisor."""
     check_shapes("NT", mask)
-    tokens = mask.sum(1).to(torch.get_default_dtype())
+    tokens = mask.sum(1).to(dtype or torch.get_default_dtype())
     if average.kind == "prompt":
         owner = _ids(group, mask, average)
     elif trajectory is None:
