@@ -16,7 +16,7 @@ from posttrain.envs.rollout import rollout
 from posttrain.errors import ConfigError
 from posttrain.evals.run import evaluate
 from posttrain.models.load import frozen_copy, load
-from posttrain.objectives.advantages import estimate, running_baseline
+from posttrain.objectives.advantages import NEEDS, estimate, running_baseline
 from posttrain.objectives.kl import kl_estimate
 from posttrain.objectives.policy import Objective, next_beta, policy_loss
 from posttrain.objectives.presets import PRESETS
@@ -73,6 +73,11 @@ class Config:
                 problems.append(f"{name} = {getattr(self, name)} must be at least 1")
         if self.objective.needs_critic:
             problems.append('objective.advantage = "gae" needs a critic: use `posttrain train ppo`')
+        if extra := NEEDS.get(self.objective.advantage, frozenset()) - {"baseline"}:
+            problems.append(
+                f'objective.advantage = "{self.objective.advantage}" needs {", ".join(sorted(extra))}, which this loop '
+                "does not make: call posttrain.objectives.estimate in a loop of your own, or choose another advantage"
+            )
         if self.objective.needs_group and self.group_size < 2:
             problems.append(
                 f'group_size = {self.group_size}: advantage "{self.objective.advantage}" compares answers to one '

@@ -22,7 +22,8 @@ from posttrain.objectives.advantages import (
     whiten,
     zscore,
 )
-from posttrain.objectives.returns import rewards_to_go
+from posttrain.objectives.returns import last_token, rewards_to_go
+from posttrain.objectives.tokens import masked
 
 GROUPED = {"center": center, "zscore": zscore, "leave_one_out": leave_one_out, "mean_ratio": mean_ratio}
 
@@ -159,11 +160,24 @@ def test_mean_ratio_refuses_negative_rewards():
 def batch(n=6, t=5):
     mask = torch.rand(n, t) < 0.7
     mask[:, 0], mask[:, 1] = False, True
-    return torch.rand(n, t), mask, torch.arange(n) // 3
+    reward = masked((torch.arange(n) % 3 == 0).double()[:, None], last_token(mask))  # 0 or 1: every kind takes it
+    rows = {"greedy": torch.rand(2).repeat_interleave(3), "parts": torch.rand(n, 2)}
+    tokens = {"old_logp": -torch.rand(n, t), "sum_sq": torch.rand(n, t)}
+    return reward, mask, torch.arange(n) // 3, rows, tokens
 
 
-def run(kind, *args, **kwargs):
-    return estimate(kind, *args, **kwargs, baseline=0.3 if kind == "return" else None)
+EXTRA = {"return": ("baseline",), "greedy": ("greedy",), "pass_at_k": ("k",), "pass_at_k_zscore": ("k",),
+         "decoupled": ("parts",), "optimal_token": ("old_logp", "sum_sq")}  # fmt: skip
+
+
+def run(kind, reward, mask, group, rows, tokens, **kwargs):
+    extra = {"baseline": 0.3, "k": 2, **rows, **tokens}
+    return estimate(kind, reward, mask, group, **{name: extra[name] for name in EXTRA.get(kind, ())}, **kwargs)
+
+
+def each(f, rows, tokens):
+    """One change to all inputs that are per row, and one to those that are per token."""
+    return {n: f(x) for n, x in rows.items()}, {n: f(x) for n, x in tokens.items()}
 
 
 WITHOUT_CRITIC = [name for name in ADVANTAGES if name != "gae"]
@@ -171,37 +185,44 @@ WITHOUT_CRITIC = [name for name in ADVANTAGES if name != "gae"]
 
 @pytest.mark.parametrize("kind", WITHOUT_CRITIC)
 def test_junk_padding_and_order_change_nothing(kind):
-    reward, mask, group = batch()
-    advantage = run(kind, reward, mask, group)
-    assert torch.isfinite(advantage).all() and not advantage[~mask].any()
-    junk = torch.where(mask, reward, torch.tensor(math.nan))
-    torch.testing.assert_close(run(kind, junk, mask, group), advantage)
-    wide = torch.nn.functional.pad(reward, (0, 3), value=math.inf), torch.nn.functional.pad(mask, (0, 3))
-    torch.testing.assert_close(run(kind, *wide, group)[:, :5], advantage)
+    reward, mask, group, rows, tokens = batch()
+    advantage = run(kind, reward, mask, group, rows, tokens)
+    assert torch.isfinite(advantage).all() and not advantage[~mask].any() and advantage.any()
+    junk = {n: torch.where(mask, x, math.nan) for n, x in tokens.items()}
+    torch.testing.assert_close(run(kind, torch.where(mask, reward, math.nan), mask, group, rows, junk), advantage)
+    wide = {n: torch.nn.functional.pad(x, (0, 3), value=math.inf) for n, x in {"r": reward, **tokens}.items()}
+    found = run(kind, wide.pop("r"), torch.nn.functional.pad(mask, (0, 3)), group, rows, wide)
+    torch.testing.assert_close(found[:, :5], advantage)
     order = torch.randperm(6)
-    torch.testing.assert_close(run(kind, reward[order], mask[order], group[order]), advantage[order])
+    moved = run(kind, reward[order], mask[order], group[order], *each(lambda x: x[order], rows, tokens))
+    torch.testing.assert_close(moved, advantage[order])
 
 
 @pytest.mark.parametrize("kind", WITHOUT_CRITIC)
 def test_a_trajectory_in_two_rows_is_one_answer(kind):
-    reward, mask, group = batch()
+    reward, mask, group, rows, tokens = batch()
     mask[0] = torch.tensor([False, True, True, True, True])
     first = torch.arange(5) < 3
     split = torch.cat([mask[:1] & first, mask[:1] & ~first, mask[1:]])
+
+    def twice(x):
+        return torch.cat([x[:1], x])
+
     cut = run(
         kind,
-        torch.cat([reward[:1], reward]),
+        twice(reward),
         split,
-        torch.cat([group[:1], group]),
+        twice(group),
+        *each(twice, rows, tokens),
         trajectory=torch.tensor([7, 7, 1, 2, 3, 4, 5]),
     )
-    whole = run(kind, reward, mask, group)
+    whole = run(kind, reward, mask, group, rows, tokens)
     torch.testing.assert_close(cut[0] + cut[1], whole[0])
     torch.testing.assert_close(cut[2:], whole[1:])
 
 
 def test_center_then_whiten_is_the_estimate_of_its_name():
-    reward, mask, group = batch()
+    reward, mask, group, *_ = batch()
     advantage = center_then_whiten((reward * mask).sum(1), group, mask)
     torch.testing.assert_close(estimate("center_then_whiten", reward, mask, group), advantage)
     assert abs(advantage[mask].mean()) < 1e-12 and abs(advantage[mask].std() - 1) < 1e-6
@@ -218,12 +239,12 @@ def test_running_baseline_starts_unbiased_and_moves_slowly():
 
 
 def test_estimate_refuses_what_it_cannot_use():
-    reward, mask, group = batch()
+    reward, mask, group, *_ = batch()
     with pytest.raises(ConfigError, match="subtracts a baseline"):
         estimate("return", reward, mask, group)
     with pytest.raises(ConfigError, match="no other"):
         estimate("center", reward, mask, group, baseline=0.0)
     with pytest.raises(ConfigError, match="critic"):
         estimate("gae", reward, mask, group)
-    with pytest.raises(ConfigError, match="is not one of return, center"):
+    with pytest.raises(ConfigError, match="is not one of return, greedy, center"):
         estimate("centre", reward, mask, group)
