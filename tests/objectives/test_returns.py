@@ -1,13 +1,11 @@
-"""Returns and GAE: peers on prefix masks and on masks with holes, loops, and the two ends of λ."""
+"""Returns and GAE: against loops and hand-computed numbers, on masks with holes, and at the two ends of λ."""
 
 import math
 
-import oracle
 import pytest
 import torch
 
 from posttrain.errors import ConfigError
-from posttrain.objectives.advantages import whiten
 from posttrain.objectives.returns import (
     explained_variance,
     gae,
@@ -26,35 +24,6 @@ def data(n=6, t=8):
     mask = torch.rand(n, t) < 0.6
     mask[:, 0], mask[:, 1] = False, True
     return torch.randn(n, t), torch.randn(n, t), mask
-
-
-@pytest.mark.parametrize("case", oracle.cases("gae", "verl", "verl_holes"))
-def test_gae_equals_verl(case):
-    mask = case["mask"] > 0
-    advantages, targets = gae(case["rewards"], case["values"], mask, gamma=case.hyper["gamma"], lam=case.hyper["lam"])
-    case.check("advantages_raw", advantages)
-    case.check("returns", targets)
-    torch.testing.assert_close(whiten(advantages, mask), case.outputs["advantages_whitened"], atol=1e-7, rtol=1e-7)
-
-
-@pytest.mark.parametrize("case", oracle.cases("gae", "openrlhf"))
-def test_gae_equals_openrlhf_where_the_mask_has_no_holes(case):
-    mask = case["mask"] > 0
-    prefix = mask == (torch.arange(mask.shape[1]) < mask.sum(1, keepdim=True))
-    rows = prefix.all(1)
-    assert rows.any()
-    advantages, targets = gae(case["rewards"], case["values"], mask, gamma=case.hyper["gamma"], lam=case.hyper["lam"])
-    for value, name in ((advantages, "advantages"), (targets, "returns")):
-        expected = torch.where(mask, case.outputs[name], 0.0)
-        torch.testing.assert_close(value[rows], expected[rows].to(value.dtype), atol=case.atol, rtol=case.rtol)
-
-
-@pytest.mark.parametrize("case", oracle.cases("gae", "discounted_returns"))
-def test_rewards_to_go_equals_the_oracle(case):
-    mask = case["mask"] > 0
-    returns = rewards_to_go(case["rewards"], mask, gamma=case.hyper["gamma"])
-    expected = torch.where(mask, case.outputs["returns"], 0.0)
-    torch.testing.assert_close(returns, expected.double(), atol=case.atol, rtol=case.rtol)
 
 
 @pytest.mark.parametrize(
@@ -132,15 +101,6 @@ def test_token_rewards_worked_numbers():
     rewards = token_rewards(torch.tensor([1.0]), mask, kl=old - ref, beta=0.1)
     assert [round(x, 6) for x in rewards[0].tolist()] == [-0.069315, 0.022314, 1.0]
     assert token_rewards(torch.tensor([2.0]), mask).tolist() == [[0, 0, 2.0]]
-
-
-@pytest.mark.parametrize("case", oracle.cases("ppo", "kl_in_reward_openrlhf"))
-def test_token_rewards_equal_openrlhf_under_the_mask(case):
-    mask = case["mask"] > 0
-    score = case["scores"].clamp(*case.hyper["reward_clip_range"])
-    rewards = token_rewards(score, mask, kl=case["kl"], beta=case.hyper["kl_coef"])
-    expected = torch.where(mask, case.outputs["rewards"], 0.0)
-    torch.testing.assert_close(rewards, expected.to(rewards.dtype), atol=case.atol, rtol=case.rtol)
 
 
 def test_token_rewards_add_up_and_read_only_the_mask():

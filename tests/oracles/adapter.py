@@ -12,6 +12,63 @@ import torch
 from golden import Case
 from torch import Tensor
 
+from posttrain.objectives import peers
+from posttrain.objectives.advantages import (
+    batch_center,
+    batch_zscore,
+    center,
+    center_then_scale,
+    decoupled,
+    estimate,
+    leave_one_out,
+    length_weighted,
+    moments,
+    pass_at_k,
+    weighted_sum,
+    zscore,
+)
+from posttrain.objectives.average import Average, row_weights, token_weights
+from posttrain.objectives.kl import adaptive_beta, k1
+from posttrain.objectives.normalize import moments_std, update_moments
+from posttrain.objectives.peers.preference import trl_nash_md
+from posttrain.objectives.preference import (
+    alphapo,
+    aot,
+    aot_unpaired,
+    apo_down,
+    apo_zero,
+    apo_zero_unpaired,
+    bco,
+    bco_pair,
+    cdpo,
+    cpo,
+    cpo_ipo,
+    desensitised,
+    discopop,
+    divergence_link,
+    dpo,
+    dpo_norm,
+    dpop,
+    exo,
+    hinge,
+    in_order,
+    ipo,
+    ipo_norm,
+    kto,
+    kto_reference_point,
+    nca,
+    orpo,
+    robust,
+    simpo,
+    slic,
+    sppo_hard,
+    wpo_weights,
+    xpo,
+)
+from posttrain.objectives.returns import gae, rewards_to_go, token_rewards
+from posttrain.objectives.supervised import cross_entropy
+from posttrain.objectives.tokens import answers, token_logprobs
+
 Outputs = dict[str, Tensor]
 
 
@@ -36,10 +93,65 @@ def gradients(loss: Tensor, **leaves: Tensor) -> Outputs:
 # --- gae ---
 
 
+def verl_gae(c: Case) -> Outputs:
+    mask = c["mask"].bool()
+    raw, returns = gae(c["rewards"], c["values"], mask, gamma=c.hyper["gamma"], lam=c.hyper["lam"])
+    whitened = peers.verl_whiten(raw, mask) * mask
+    return {"advantages_raw": raw, "returns": returns, "advantages_whitened": whitened}
+
+
+def openrlhf_gae(c: Case) -> Outputs:
+    advantages, returns = peers.openrlhf_gae(
+        c["rewards"], c["values"], c["mask"].bool(), gamma=c.hyper["gamma"], lam=c.hyper["lam"]
+    )
+    return {"advantages": advantages, "returns": returns}
+
+
+def discounted_returns(c: Case) -> Outputs:
+    return {"returns": peers.openrlhf_rewards_to_go(c["rewards"], c["mask"].bool(), gamma=c.hyper["gamma"])}
+
+
 # --- whiten ---
 
 
+def verl_whiten(c: Case) -> Outputs:
+    mask = c["mask"].bool()
+    mean, var = peers.verl_moments(c["x"], mask)
+    return {"whitened": peers.verl_whiten(c["x"], mask, shift=c.hyper["shift_mean"]), "mean": mean, "var": var}
+
+
+def trl_whiten(c: Case) -> Outputs:
+    mask = c["mask"].bool()
+    mean, var = moments(c["x"], mask)
+    return {"whitened": peers.trl_whiten(c["x"], mask, shift=c.hyper["shift_mean"]), "mean": mean, "var": var}
+
+
+def openrlhf_rows(c: Case) -> Outputs:
+    return {"normalized": peers.openrlhf_whiten_rows(c["x"], c["mask"].bool())}
+
+
 # --- ppo ---
+
+
+def adaptive_kl(c: Case) -> Outputs:
+    h, coefficients = c.hyper, [c.hyper["init"]]
+    for kl in c["kl"].tolist():
+        beta = adaptive_beta(coefficients[-1], kl, target=h["target"], samples=h["n_steps"], horizon=h["horizon"])
+        coefficients.append(beta)
+    return {"coef": c["kl"].new_tensor(coefficients[1:])}
+
+
+def kl_in_reward_verl(c: Case) -> Outputs:
+    every = torch.ones_like(c["scores"], dtype=torch.bool)
+    kl = k1(c["old_logps"] - c["ref_logps"])
+    return {"rewards": token_rewards(c["scores"], every, kl=kl, beta=c.hyper["kl_coef"])}
+
+
+def kl_in_reward_openrlhf(c: Case) -> Outputs:
+    rewards = peers.openrlhf_token_rewards(
+        c["scores"], c["kl"], c["mask"].bool(), beta=c.hyper["kl_coef"], clip=c.hyper["reward_clip_range"]
+    )
+    return {"rewards": rewards}
 
 
 # --- aggregation ---
@@ -57,6 +169,122 @@ def gradients(loss: Tensor, **leaves: Tensor) -> Outputs:
 # --- advantages ---
 
 
+def trl_total(c: Case) -> tuple[Tensor, Tensor]:
+    """The reward of each answer, and the id of its group: G rows in order belong together."""
+    size, rewards = c.hyper["num_generations"], c["rewards"]
+    total = weighted_sum(rewards, trl_weights(c), clip=c.hyper.get("reward_clip_range"))
+    return total, torch.arange(len(rewards) // size).repeat_interleave(size)
+
+
+def trl_weights(c: Case) -> Tensor:
+    return c["rewards"].new_tensor(c.hyper["reward_weights"])
+
+
+def trl_grpo(c: Case) -> Outputs:
+    scale = {"group": zscore, "batch": center_then_scale, "none": center}[c.hyper["scale_rewards"]]
+    return {"advantages": scale(*trl_total(c))}
+
+
+def trl_gdpo(c: Case) -> Outputs:
+    return {"advantages": decoupled(c["rewards"], trl_total(c)[1], trl_weights(c))}
+
+
+def trl_rloo(c: Case) -> Outputs:
+    reward, group = trl_total(c)
+    advantages = leave_one_out(reward, group)
+    if c.hyper["normalize_advantages"]:
+        advantages = batch_zscore(advantages, given=~reward.isnan())
+    return {"advantages": advantages}
+
+
+def verl_answers(per_answer: Callable[[Case, Tensor, Tensor], Tensor]) -> Callable[[Case], Outputs]:
+    """An estimator of verl that gives one number per answer, put on all its tokens."""
+
+    def adapter(c: Case) -> Outputs:
+        advantages = per_answer(c, c["token_rewards"].sum(1), c["group"])[:, None] * c["mask"]
+        return {"advantages": advantages, "returns": advantages}
+
+    return adapter
+
+
+def verl_whitened(per_answer: Callable[[Case, Tensor, Tensor], Tensor]) -> Callable[[Case], Outputs]:
+    """The same, whitened over the tokens of the batch."""
+
+    def adapter(c: Case) -> Outputs:
+        spread = verl_answers(per_answer)(c)["advantages"]
+        advantages = peers.verl_whiten(spread, c["mask"].bool()) * c["mask"]
+        return {"advantages": advantages, "returns": advantages}
+
+    return adapter
+
+
+def verl_grpo(c: Case, reward: Tensor, group: Tensor) -> Tensor:
+    if c.hyper.get("norm_by_std", True):
+        return peers.verl_zscore(reward, group, eps=c.hyper["epsilon"])
+    return verl_dr_grpo(c, reward, group)
+
+
+def verl_dr_grpo(c: Case, reward: Tensor, group: Tensor) -> Tensor:
+    return peers.keep_lone(center(reward, group), reward, group)
+
+
+def verl_rloo(c: Case, reward: Tensor, group: Tensor) -> Tensor:
+    return peers.keep_lone(leave_one_out(reward, group), reward, group)
+
+
+def verl_passk(c: Case, reward: Tensor, group: Tensor) -> Tensor:
+    if c.hyper.get("norm_by_std", True):
+        return peers.verl_pass_at_k(reward, group, eps=c.hyper["epsilon"])
+    return pass_at_k(reward, group)
+
+
+def verl_opo(c: Case, reward: Tensor, group: Tensor) -> Tensor:
+    return peers.keep_lone(length_weighted(reward, group, c["mask"].sum(1)), reward, group)
+
+
+def verl_reinforce_pp(c: Case) -> Outputs:
+    mask = c["mask"].bool()
+    returns = rewards_to_go(c["token_rewards"], mask, gamma=c.hyper["gamma"])
+    return {"advantages": peers.verl_whiten(returns, mask) * mask, "returns": returns}
+
+
+def verl_remax(c: Case) -> Outputs:
+    mask, rewards = c["mask"].bool(), c["token_rewards"]
+    advantages = estimate("greedy", rewards, mask, c["group"], greedy=c["reward_baselines"])
+    return {"advantages": advantages, "returns": rewards_to_go(rewards, mask)}
+
+
+def verl_otb(c: Case) -> Outputs:
+    mask, rewards = c["mask"].bool(), c["token_rewards"]
+    advantages = peers.verl_optimal_token(rewards, mask, c["group"], c["old_logps"], c["sum_pi_squared"])
+    return {"advantages": advantages, "returns": rewards_to_go(rewards, mask)}
+
+
+OPENRLHF_SHAPED: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "gae": lambda reward, group: reward,
+    "reinforce": lambda reward, group: reward,
+    "rloo": leave_one_out,
+    "reinforce_baseline": center,
+    "group_norm": lambda reward, group: zscore(reward, group, eps=1e-9),
+    "dr_grpo": center,
+    "flash_reinforce": lambda reward, group: batch_center(reward),
+}
+
+
+def openrlhf(c: Case) -> Outputs:
+    h, mask, kind = c.hyper, c["mask"].bool(), c.name.removeprefix("openrlhf_")
+    group = torch.arange(len(mask) // h["num_generations"]).repeat_interleave(h["num_generations"])
+    shaped = OPENRLHF_SHAPED[kind](c["rewards"], group)
+    rewards = peers.openrlhf_token_rewards(shaped, c["kl"], mask, beta=h["kl_coef"], clip=h["reward_clip"])
+    if kind == "gae":
+        advantages, returns = peers.openrlhf_gae(rewards, c["values"], mask, gamma=h["gamma"], lam=h["lam"])
+    else:
+        advantages = returns = peers.openrlhf_rewards_to_go(rewards, mask, gamma=h["gamma"])
+    if kind in ("gae", "reinforce", "reinforce_baseline"):
+        advantages = peers.openrlhf_whiten(advantages, mask, divide=not h["no_std_norm"])
+    return {"advantages": advantages, "returns": returns}
+
+
 # --- data ---
 
 
@@ -66,10 +294,168 @@ def gradients(loss: Tensor, **leaves: Tensor) -> Outputs:
 # --- dpo ---
 
 
+TRL_PAIRS = {
+    "sigmoid": dpo, "hinge": hinge, "ipo": ipo_norm, "exo_pair": exo, "nca_pair": nca, "robust": robust,
+    "bco_pair": bco_pair, "sppo_hard": sppo_hard, "aot": aot, "aot_unpaired": aot_unpaired, "apo_zero": apo_zero,
+    "apo_down": apo_down, "discopop": discopop, "sigmoid_norm": dpo_norm,
+}  # fmt: skip
+TRL_LINKED = ("sigmoid", "hinge", "ipo", "exo_pair", "robust", "discopop", "sigmoid_norm")
+TRL_SMOOTHED = ("robust", "exo_pair", "aot", "aot_unpaired")
+TRL_DIVERGENCES = {"js_divergence": "js", "alpha_divergence": "alpha"}
+
+
+TRL_DPO_CASES = (
+    "sigmoid", "hinge", "ipo", "exo_pair", "nca_pair", "robust", "bco_pair", "sppo_hard", "aot", "aot_unpaired",
+    "apo_zero", "apo_down", "discopop", "sft", "sigmoid_norm", "fdiv_forward_kl", "fdiv_js_divergence", "fdiv_alpha",
+    "ld_dpo", "wpo", "mpo", "rpo",
+)  # fmt: skip
+
+
+def trl_dpo(case: Case) -> Outputs:
+    """One loss of TRL's DPO trainer, or a weighted sum of several."""
+    logps, ref, mask = case.leaf("logps"), case["ref_logps"], case["mask"].bool()
+    kinds = case.hyper["loss_types"]
+    weights = case.hyper.get("weights", [1.0] * len(kinds))
+    terms = [trl_sft(logps, mask) if kind == "sft" else trl_pair(case, kind, logps) for kind in kinds]
+    loss = sum(weight * term for weight, term in zip(weights, terms, strict=True))
+    sums = {"seq_logps": answers(logps, mask)[0], "ref_seq_logps": answers(ref, mask)[0]}
+    return {"loss": loss, **sums, **gradients(loss, logps=logps)}
+
+
+def trl_sft(logps: Tensor, mask: Tensor) -> Tensor:
+    """TRL averages the cross-entropy of the chosen half over all its tokens."""
+    (logps, _), (mask, _) = logps.chunk(2), mask.chunk(2)
+    return (token_weights(mask, Average("token"), dtype=logps.dtype) * cross_entropy(logps, mask)[0]).sum()
+
+
+def trl_pair(case: Case, kind: str, logps: Tensor) -> Tensor:
+    """The mean over pairs of one of TRL's losses."""
+    sums, ref_sums, lengths = trl_sums(case, logps)
+    if kind in TRL_LINKED:
+        divergence = case.hyper["f_divergence"]
+        link = TRL_DIVERGENCES.get(divergence, divergence)
+        alpha = case.hyper["alpha"] if link == "alpha" else None
+        sums, ref_sums = divergence_link(sums - ref_sums, link, alpha=alpha), torch.zeros_like(sums)
+    settings = {"beta": case.hyper["beta"]}
+    if kind in TRL_SMOOTHED:
+        settings["label_smoothing"] = case.hyper["label_smoothing"]
+    if kind in ("ipo", "sigmoid_norm"):
+        settings |= dict(zip(("chosen_length", "rejected_length"), lengths.chunk(2), strict=True))
+    loss, _ = TRL_PAIRS[kind](*sums.chunk(2), *ref_sums.chunk(2), **settings)
+    return row_average(loss * trl_weight(case, logps))
+
+
+def trl_sums(case: Case, logps: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Log-probabilities of the answers, by the policy and the reference, and lengths."""
+    mask = case["mask"].bool()
+    total, length = answers(logps, mask)
+    if case.hyper.get("ld") is None:
+        return total, answers(case["ref_logps"], mask)[0], length
+    other = length.roll(len(length) // 2)
+    both = [desensitised(x, mask, other, alpha=case.hyper["ld"]) for x in (logps, case["ref_logps"])]
+    return *both, length
+
+
+def trl_weight(case: Case, logps: Tensor) -> Tensor | float:
+    """WPO's weight of each pair."""
+    if not case.hyper.get("wpo"):
+        return 1.0
+    chosen, rejected = wpo_weights(logps, case["log_sum_sq_probs"], case["mask"].bool()).chunk(2)
+    return chosen * rejected
+
+
+def row_average(loss: Tensor) -> Tensor:
+    """The mean over pairs or answers, as a weighted sum."""
+    alive = torch.ones(len(loss), 1, dtype=torch.bool)
+    return (row_weights(alive, Average("sequence"), dtype=loss.dtype) * loss).sum()
+
+
+def pair_loss(loss: Callable, **names: str) -> Callable[[Case], Outputs]:
+    """The adapter of a loss on sums; names: our argument -> hyper-parameter of the case."""
+
+    def adapt(case: Case) -> Outputs:
+        leaves = {name: case.leaf(name) for name in ("chosen", "rejected")}
+        settings = {ours: case.hyper[theirs] for ours, theirs in names.items()}
+        value, metrics = loss(
+            *leaves.values(), case["ref_chosen"], case["ref_rejected"], beta=case.hyper["beta"], **settings
+        )
+        rewards = {"chosen_rewards": metrics["reward_chosen"], "rejected_rewards": metrics["reward_rejected"]}
+        return {"loss": row_average(value), **rewards, **gradients(row_average(value), **leaves)}
+
+    return adapt
+
+
+def trl_bco(case: Case) -> Outputs:
+    """TRL adds the rewards of the step to the running moments before it uses them."""
+    chosen, rejected, beta = case["chosen"], case["rejected"], case.hyper["beta"]
+    logp, ref = torch.cat([chosen, rejected]), torch.cat([case["ref_chosen"], case["ref_rejected"]])
+    good = torch.arange(len(logp)) < len(chosen)
+    start = {"count": 0.0, "mean": 0.0, "sum_sq": 0.0}
+    before = update_moments(start, case["earlier_rewards"], torch.ones_like(case["earlier_rewards"]).bool())
+    rewards = bco(logp, ref, good, shift=0.0, beta=beta)[1]["reward"]
+    after = update_moments(before, rewards, torch.ones_like(good))
+    losses, _ = bco(logp, ref, good, shift=after["mean"], beta=beta)
+    return {
+        "losses": losses, "chosen_rewards": rewards[good], "rejected_rewards": rewards[~good], "delta": after["mean"],
+        "mean_before": before["mean"], "std_after": moments_std(after, ddof=1), "count_after": after["count"],
+    }  # fmt: skip
+
+
 # --- reference_free ---
 
 
+def free_loss(loss: Callable, *, lengths: bool, **names: str) -> Callable[[Case], Outputs]:
+    """The adapter of a loss without a reference; TRL gives it means, so answers are taken to have one token."""
+
+    def adapt(case: Case) -> Outputs:
+        chosen, rejected = case.leaf("chosen"), case.leaf("rejected")
+        settings = {ours: case.hyper[theirs] for ours, theirs in names.items()}
+        if lengths:
+            settings |= {"chosen_length": torch.ones_like(chosen), "rejected_length": torch.ones_like(rejected)}
+        losses, _ = loss(chosen, rejected, beta=case.hyper["beta"], **settings)
+        total = row_average(losses)
+        return {"losses": losses, "loss": total, **gradients(total, chosen=chosen, rejected=rejected)}
+
+    return adapt
+
+
+def trl_orpo(case: Case) -> Outputs:
+    """TRL's cross-entropy runs over prompt and answer, its odds over the answer."""
+    logits, mask = case.leaf("logits"), case["labels"] != -100
+    logp, read = token_logprobs(logits, case["ids"]), case["attention_mask"].bool()
+    later = torch.arange(mask.shape[1]) > 0
+    total, length = answers(logp, mask & later)
+    lengths = dict(zip(("chosen_length", "rejected_length"), length.chunk(2), strict=True))
+    terms, metrics = orpo(*total.chunk(2), **lengths, beta=1.0)
+    nll = trl_sft(logp, read & later)
+    loss = nll + case.hyper["beta"] * row_average(terms)
+    log_odds = row_average(metrics["margin"])
+    return {
+        "loss": loss, "nll": nll, "log_odds_ratio": -row_average(terms), "log_odds": log_odds,
+        **gradients(loss, logits=logits),
+    }  # fmt: skip
+
+
 # --- kto ---
+
+
+def trl_kto(case: Case) -> Outputs:
+    logps, good = case.leaf("logps"), case["desirable"]
+    mismatched = [answers(case[name], case["kl_mask"].bool())[0] for name in ("kl_logps", "kl_ref_logps")]
+    point = kto_reference_point(*mismatched)
+    sums = [answers(x, case["mask"].bool())[0] for x in (logps, case["ref_logps"])]
+    weights = {name: case.hyper[name] for name in ("desirable_weight", "undesirable_weight")}
+    loss = row_average(kto(*sums, good, reference_point=point, beta=case.hyper["beta"], **weights)[0])
+    return {"loss": loss, "kl": point, **gradients(loss, logps=logps)}
+
+
+def trl_apo_zero_unpaired(case: Case) -> Outputs:
+    """TRL reports a KL of 0 where none is estimated."""
+    logps, good = case.leaf("logps"), case["desirable"]
+    sums = [answers(x, case["mask"].bool())[0] for x in (logps, case["ref_logps"])]
+    weights = {name: case.hyper[name] for name in ("desirable_weight", "undesirable_weight")}
+    loss = row_average(apo_zero_unpaired(*sums, good, beta=case.hyper["beta"], **weights)[0])
+    return {"loss": loss, "kl": torch.zeros(()), **gradients(loss, logps=logps)}
 
 
 # --- distill ---
@@ -90,30 +476,117 @@ def gradients(loss: Tensor, **leaves: Tensor) -> Outputs:
 # --- online ---
 
 
+def xpo_inputs(case: Case) -> tuple[list[Tensor], dict[str, Tensor]]:
+    """The answers in order of preference, and what to differentiate by."""
+    leaves = {name: case.leaf(name) for name in ("model_on_model", "model_on_ref")}
+    policy, reference = leaves.values(), (case["ref_on_model"], case["ref_on_ref"])
+    pairs = [in_order(*(x.sum(1) for x in by), case["model_answer_chosen"]) for by in (policy, reference)]
+    return [*pairs[0], *pairs[1]], leaves
+
+
+def trl_xpo(case: Case) -> Outputs:
+    sums, leaves = xpo_inputs(case)
+    drawn = leaves["model_on_ref"].sum(1)
+    value, _ = xpo(*sums, drawn_by_reference=drawn, beta=case.hyper["beta"], alpha=case.hyper["alpha"])
+    return {"loss": row_average(value), **gradients(row_average(value), **leaves)}
+
+
+def trl_xpo_ipo(case: Case) -> Outputs:
+    """TRL offers IPO in place of DPO."""
+    sums, leaves = xpo_inputs(case)
+    value, _ = ipo(*sums, beta=case.hyper["beta"])
+    loss = row_average(value) + case.hyper["alpha"] * row_average(leaves["model_on_ref"].sum(1))
+    return {"loss": loss, **gradients(loss, **leaves)}
+
+
+def trl_nash(case: Case) -> Outputs:
+    logps = case.leaf("logps")
+    mask = torch.ones_like(logps).bool()
+    value, _ = trl_nash_md(logps, case["ref_logps"], mask, case["probability"], beta=case.hyper["beta"])
+    return {"loss": row_average(value), **gradients(row_average(value), logps=logps)}
+
+
 ADAPTERS: dict[str, dict[str, Callable[[Case], Outputs]]] = {
     "logprobs": {},
     "kl": {},
     "sft": {},
     "reward_model": {},
-    "gae": {},
-    "whiten": {},
-    "ppo": {},
+    "gae": {
+        "verl": verl_gae,
+        "verl_holes": verl_gae,
+        "openrlhf": openrlhf_gae,
+        "discounted_returns": discounted_returns,
+    },
+    "whiten": {
+        "verl": verl_whiten,
+        "trl": trl_whiten,
+        "openrlhf_rows": openrlhf_rows,
+    },
+    "ppo": {
+        "adaptive_kl": adaptive_kl,
+        "kl_in_reward_verl": kl_in_reward_verl,
+        "kl_in_reward_openrlhf": kl_in_reward_openrlhf,
+    },
     "aggregation": {},
     "rollout_correction": {},
     "grpo": {},
     "rloo": {},
-    "advantages": {},
+    "advantages": {
+        **{f"grpo_{scale}{missing}": trl_grpo for scale in ("group", "batch", "none") for missing in ("", "_missing")},
+        "gdpo": trl_gdpo,
+        "gdpo_missing": trl_gdpo,
+        "rloo_trl": trl_rloo,
+        "rloo_trl_missing": trl_rloo,
+        "verl_grpo": verl_answers(verl_grpo),
+        "verl_grpo_singleton": verl_answers(verl_grpo),
+        "verl_grpo_vectorized": verl_answers(verl_grpo),
+        "verl_rloo": verl_answers(verl_rloo),
+        "verl_rloo_singleton": verl_answers(verl_rloo),
+        "verl_rloo_vectorized": verl_answers(lambda c, reward, group: leave_one_out(reward, group)),
+        "verl_rloo_vectorized_singleton": verl_answers(lambda c, reward, group: leave_one_out(reward, group)),
+        "verl_opo": verl_answers(verl_opo),
+        "verl_opo_singleton": verl_answers(verl_opo),
+        "verl_gpg": verl_answers(lambda c, reward, group: peers.verl_center_live(reward, group)),
+        "verl_grpo_passk": verl_answers(verl_passk),
+        "verl_gdpo": verl_whitened(verl_grpo),
+        "verl_reinforce_plus_plus": verl_reinforce_pp,
+        "verl_reinforce_plus_plus_dense": verl_reinforce_pp,
+        "verl_reinforce_plus_plus_baseline": verl_whitened(verl_dr_grpo),
+        "verl_reinforce_plus_plus_baseline_singleton": verl_whitened(verl_dr_grpo),
+        "verl_remax": verl_remax,
+        "verl_remax_dense": verl_remax,
+        "verl_optimal_token_baseline": verl_otb,
+        "verl_optimal_token_baseline_dense": verl_otb,
+        **{f"openrlhf_{kind}": openrlhf for kind in OPENRLHF_SHAPED},
+    },
     "data": {},
     "verl_losses": {},
-    "dpo": {},
-    "reference_free": {},
-    "kto": {},
+    "dpo": {
+        **dict.fromkeys(TRL_DPO_CASES, trl_dpo),
+        "openrlhf_dpo": pair_loss(cdpo, label_smoothing="label_smoothing"),
+        "openrlhf_cdpo": pair_loss(cdpo, label_smoothing="label_smoothing"),
+        "openrlhf_ipo": pair_loss(ipo),
+        "dpop_formula": pair_loss(dpop, penalty="dpop_lambda"),
+        "bco": trl_bco,
+    },
+    "reference_free": {
+        "simpo": free_loss(simpo, lengths=True, gamma="simpo_gamma", label_smoothing="label_smoothing"),
+        "simpo_smoothed": free_loss(simpo, lengths=True, gamma="simpo_gamma", label_smoothing="label_smoothing"),
+        "alphapo": free_loss(
+            alphapo, lengths=True, gamma="simpo_gamma", alpha="alpha", label_smoothing="label_smoothing"
+        ),
+        "cpo": free_loss(cpo, lengths=False, label_smoothing="label_smoothing"),
+        "cpo_hinge": free_loss(slic, lengths=False),
+        "cpo_ipo": free_loss(cpo_ipo, lengths=True),
+        "orpo": trl_orpo,
+    },
+    "kto": {"kto": trl_kto, "apo_zero_unpaired": trl_apo_zero_unpaired},
     "distill": {},
     "rewards": {},
     "evaluation": {},
     "models": {},
     "prm": {},
-    "online": {},
+    "online": {"xpo_sigmoid": trl_xpo, "xpo_ipo": trl_xpo_ipo, "nash_md": trl_nash},
 }
 """Family -> name of the case -> adapter."""
 

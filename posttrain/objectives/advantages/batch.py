@@ -123,7 +123,7 @@ def batch_center(reward: Tensor) -> Tensor:
     return center(reward, torch.zeros_like(reward, dtype=torch.long))
 
 
-def batch_zscore(reward: Tensor, *, eps: float = 1e-4) -> Tensor:
+def batch_zscore(reward: Tensor, *, given: Tensor | None = None, eps: float = 1e-4) -> Tensor:
     """Reward minus the mean of the batch, over its standard deviation: `whiten` over answers, not tokens.
 
         A_i = (r_i - mean_B(r)) / (std_B(r) + ε)        std with n - 1
@@ -131,10 +131,17 @@ def batch_zscore(reward: Tensor, *, eps: float = 1e-4) -> Tensor:
     Hu et al. 2025 (arXiv 2501.03262) normalise so over the global batch; also applied to advantages, as TRL's RLOO and
     the last step of `decoupled` do.
 
-    reward: [N], NaN where none was given. eps: keeps the division finite. Returns [N].
+    reward: [N], NaN where none was given. eps: keeps the division finite.
+    given: [N], boolean, for advantages in place of rewards: where the answer had a reward, for an advantage of 0 does
+        not tell. None: where reward is not NaN.
+
+    Returns [N], 0 where none was given.
 
     Rewards (1, 2, 3) give (-1, 0, 1). Section 24.
     """
+    if given is not None:
+        check_shapes("N", reward, given)
+        reward = torch.where(given, reward, torch.nan)
     return batch_center(reward) / (_std(reward) + eps)
 
 

@@ -53,7 +53,7 @@ def decoupled(rewards: Tensor, group: Tensor, weights: Tensor | None = None, *, 
     """
     weights = _weights(rewards, weights)
     total = torch.stack([zscore(reward, group, eps=eps) for reward in rewards.unbind(1)], 1) @ weights
-    return batch_zscore(torch.where(rewards.isnan().all(1), torch.nan, total), eps=eps)
+    return batch_zscore(total, given=~rewards.isnan().all(1), eps=eps)
 
 
 def _weights(rewards: Tensor, weights: Tensor | None) -> Tensor:

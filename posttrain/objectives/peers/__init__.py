@@ -1,0 +1,36 @@
+"""Oddities of other libraries, under their own names: what each does, where it matters, and why not to.
+
+Numbers that come out of TRL, verl or OpenRLHF are reproduced with these, and compared in `tests/oracles`. Nothing in
+the library itself calls them. What a peer does differently by a number (an epsilon, a divisor) is an argument of our
+own function; here stands what it does differently in kind. One file per topic; this one lists the names.
+"""
+
+from posttrain.objectives.peers.advantages import (
+    keep_lone,
+    openrlhf_whiten,
+    openrlhf_whiten_rows,
+    trl_whiten,
+    verl_center_live,
+    verl_moments,
+    verl_optimal_token,
+    verl_pass_at_k,
+    verl_whiten,
+    verl_zscore,
+)
+from posttrain.objectives.peers.returns import openrlhf_gae, openrlhf_rewards_to_go, openrlhf_token_rewards
+
+__all__ = [
+    "keep_lone",
+    "openrlhf_gae",
+    "openrlhf_rewards_to_go",
+    "openrlhf_token_rewards",
+    "openrlhf_whiten",
+    "openrlhf_whiten_rows",
+    "trl_whiten",
+    "verl_center_live",
+    "verl_moments",
+    "verl_optimal_token",
+    "verl_pass_at_k",
+    "verl_whiten",
+    "verl_zscore",
+]
