@@ -186,7 +186,7 @@ def explained_variance(values: Tensor, targets: Tensor, mask: Tensor) -> Tensor:
 
     values, targets, mask: [N, T] of the whole batch.
 
-    Returns a scalar: 1 is perfect, 0 a constant guess, below 0 worse than one; NaN when all targets are equal.
+    Returns a scalar: 1 is perfect, 0 a constant guess, below 0 worse than one; not finite if all targets are equal.
 
     Targets (0, 2) and values (0, 1) give 0.75. Section 12.
     """

@@ -70,7 +70,8 @@ def mean_ratio(reward: Tensor, group: Tensor, *, eps: float = 1e-6) -> Tensor:
 
         A_i = (r_i - mean(r)) / (mean(r) + ε)
 
-    MaxRL: Tajwar et al. 2026 (arXiv 2602.02710).
+    MaxRL: Tajwar et al. 2026 (arXiv 2602.02710). With rewards 0 and 1 its expected gradient is that of log p, the log
+    of the success rate, with the series -Σ_j (1-p)^j / j cut off before j = G.
 
     reward: [N], NaN where none was given, and otherwise not negative (a success rate is what it divides by). group: [N]
         ids of prompts. eps: keeps the division finite.

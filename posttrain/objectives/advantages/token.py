@@ -36,7 +36,8 @@ def optimal_token(
     """
     check_shapes("NT NT N NT NT", token_reward, mask, group, old_logp, sum_sq)
     returns = rewards_to_go(token_reward, mask)
-    energy = masked(1 - 2 * masked(old_logp, mask).exp() + masked(sum_sq, mask), mask).cumsum(1)
+    chosen, spread = masked(old_logp.detach(), mask).exp(), masked(sum_sq.detach(), mask)
+    energy = masked(1 - 2 * chosen + spread, mask).cumsum(1)
     key, count = _places(mask, group)
     weight, value = energy[mask], returns[mask]
     least = value.new_full((len(count),), torch.inf).scatter_reduce(0, key, value, "amin")
