@@ -4,7 +4,7 @@ ENV := .venv
 BIN := $(ENV)/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt
 
-.PHONY: demo test test-slow oracles mutants packaging base bench-check wheel lint clean
+.PHONY: demo test test-slow oracles docs-check mutants packaging base bench-check wheel lint clean
 
 demo: $(ENV)/.installed                   ## the whole pipeline on the embedded base
 	$(BIN)/posttrain demo
@@ -18,6 +18,9 @@ test-slow: $(ENV)/.installed-dev          ## tests that take minutes
 
 oracles: $(ENV)/.installed-dev            ## formulas against golden numbers of other libraries, as a table
 	$(BIN)/python tests/oracles/table.py
+
+docs-check: $(ENV)/.installed-dev         ## does every public formula give its equation, reference, shapes and section?
+	$(BIN)/python -m pytest -q tests/test_docs.py
 
 mutants: $(ENV)/.installed-dev            ## change every formula in memory, one place at a time: do the tests notice?
 	$(BIN)/python tests/mutation.py
