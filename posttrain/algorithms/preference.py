@@ -1,8 +1,8 @@
 """Direct preference optimisation and its relatives: learn from stored pairs, without reward model or sampling.
 
-The loss is an argument (`cfg.loss`, see the menu in `objectives.preference`); DPO is the first. The reference's
-log-probabilities are computed once per row, before training, so it is not kept in memory. Section 16 of the book
-derives the loss, section 17 compares the relatives.
+The loss is an argument (`cfg.loss`, see the menu in `objectives.preference`); DPO is the first. Where it needs a
+reference, the reference's log-probabilities are computed once per row, before training, so it is not kept in memory.
+Section 16 of the book derives the loss, section 17 compares the relatives.
 """
 
 from dataclasses import dataclass, field
@@ -13,10 +13,11 @@ from torch import Tensor
 from posttrain.algorithms.reward_model import pair_sample
 from posttrain.batch import TokenBatch, collate_pairs, weigh_rows
 from posttrain.data.rows import Data, PairRow, pairs, pick, report, steps_for
-from posttrain.errors import ConfigError
+from posttrain.errors import ConfigError, DataError
 from posttrain.models.load import load
-from posttrain.objectives.average import Average
+from posttrain.objectives.average import Average, token_weights
 from posttrain.objectives.preference import PreferenceLoss
+from posttrain.objectives.supervised import cross_entropy
 from posttrain.train.invariants import check_movement, check_stop_ids
 from posttrain.train.learner import Learner, Optim, Outputs, Part, Term
 from posttrain.train.metrics import Metrics, add
@@ -72,12 +73,14 @@ def train(cfg: Config, run: Run) -> Result:
     loaded = load(cfg.model, template=cfg.template)
     rows = pairs(cfg.data, loaded)
     steps = steps_for(cfg, len(rows.train))
+    check_gaps(rows.train + rows.held, cfg.loss)
     policy = Learner(loaded.model, cfg.optim, steps, tokenizer=loaded.chat_tokenizer)
-    references = reference_logps(policy, rows.train + rows.held)  # before `run.load`: the model is still the reference
+    references = None
+    if cfg.loss.needs_reference:  # before `run.load`: the model is still the reference
+        references = reference_logps(policy, rows.train + rows.held)
 
     def loss(out: Outputs, b: TokenBatch) -> tuple[list[Term], Metrics]:
-        value, metrics = cfg.loss(out.logp, b.ref_logp, b.mask, b.label)
-        return [Term("preference", value, b.weights["pair"][b.label > 0])], metrics
+        return loss_terms(out, b, cfg.loss)
 
     run.load({"policy": policy})
     if run.done == 0:
@@ -85,13 +88,13 @@ def train(cfg: Config, run: Run) -> Result:
         run.check(0, check_stop_ids([s for row in rows.train for s in row.pair], loaded.stop_ids))
     for step in run.steps(steps):
         picked = pick(rows.train, step, cfg.batch_size, cfg.run.seed)
-        batch = make_batch(picked, references)
-        metrics = policy.step(Part(batch, loss, together="group"))
+        batch = make_batch(picked, references, cfg.loss)
+        metrics = policy.step(Part(batch, loss, cfg.loss.needs, together="group", coupled=cfg.loss.coupled))
         if step == 0:
             run.check(step, policy.first)
         metrics |= {"tokens": int(batch.mask.sum()), "epoch": (step + 1) * cfg.batch_size / len(rows.train)}
         if rows.held and run.due(step, cfg.eval_every):
-            metrics |= evaluate(policy, make_batch(rows.held, references), cfg.loss)
+            metrics |= evaluate(policy, make_batch(rows.held, references, cfg.loss), cfg.loss)
         run.log(step, metrics)
         run.keep_samples(step, [pair_sample(r, loaded.tokenizer) for r in picked])
         run.save(step, {"policy": policy})
@@ -99,14 +102,45 @@ def train(cfg: Config, run: Run) -> Result:
     return run.finish()
 
 
-def make_batch(rows: list[PairRow], references: dict[int, tuple[Tensor, Tensor]]) -> TokenBatch:
-    """Pairs as rows with the weights of the step and the reference's log-probabilities."""
-    batch = weigh_rows(collate_pairs([r.pair for r in rows]), Average("pair"), "pair")
+def loss_terms(out: Outputs, b: TokenBatch, loss: PreferenceLoss) -> tuple[list[Term], Metrics]:
+    """The loss of every pair, and beside it the cross-entropy of the chosen answers where the loss has such a term."""
+    good = b.label > 0
+    value, metrics = loss(out.logp, b.ref_logp, b.mask, b.label, sum_sq=out.sum_sq, score_gap=b.margin)
+    terms = [Term("preference", value, b.weights["pair"][good])]
+    if loss.nll_weight:
+        nll, found = cross_entropy(out.logp, b.mask & good[:, None])
+        terms.append(Term("nll", loss.nll_weight * nll, b.weights["nll"]))
+        metrics |= found
+    return terms, metrics
+
+
+def make_batch(
+    rows: list[PairRow], references: dict[int, tuple[Tensor, Tensor]] | None, loss: PreferenceLoss
+) -> TokenBatch:
+    """Pairs as rows with the weights of the step, and what the loss takes beside: a reference, gaps between scores."""
+    gaps = [row.margin for row in rows] if loss.needs_score_gap else None
+    batch = weigh_rows(collate_pairs([r.pair for r in rows], gaps), Average("pair"), "pair")
+    if loss.nll_weight:
+        chosen = token_weights(batch.mask & (batch.label > 0)[:, None], Average(loss.nll_average or "sequence"))
+        batch = batch.with_(weights={**batch.weights, "nll": chosen})
+    if references is None:
+        return batch
     ref = torch.zeros(batch.tokens.shape)
     for i, row in enumerate(rows):
         for side, logp in enumerate(references[row.index]):
             ref[2 * i + side, : len(logp)] = logp
     return batch.with_(ref_logp=ref)
+
+
+def check_gaps(rows: list[PairRow], loss: PreferenceLoss) -> None:
+    """Raise DataError if the loss takes score gaps and a pair has none."""
+    without = [row.index for row in rows if row.margin is None or not row.margin > 0]
+    if loss.needs_score_gap and without:
+        raise DataError(
+            f'the loss "{loss.name}" takes the logarithm of score differences, and {len(without)} of {len(rows)} pairs '
+            f"have none or none above 0 (the first: pair {without[0] + 1}). Give the rows a column margin, or "
+            "score_chosen and score_rejected; or choose another loss."
+        )
 
 
 def reference_logps(reference: Learner, rows: list[PairRow]) -> dict[int, tuple[Tensor, Tensor]]:
@@ -125,6 +159,7 @@ def reference_logps(reference: Learner, rows: list[PairRow]) -> dict[int, tuple[
 
 def evaluate(policy: Learner, batch: TokenBatch, loss: PreferenceLoss) -> Metrics:
     """The loss and its metrics on pairs that training does not see."""
-    value, metrics = loss(policy.outputs(batch).logp, batch.ref_logp, batch.mask, batch.label)
-    found = {f"eval_{name}": x for name, x in metrics.items() if name in ("accuracy", "margin")}
-    return add(found, {"eval_loss": (value.sum(), len(value))})
+    (first, *more), metrics = loss_terms(policy.outputs(batch, loss.needs), batch, loss)
+    found = {f"eval_{name}": x for name, x in metrics.items() if name in ("accuracy", "margin", "nll")}
+    beside = sum((term.weight * term.value).sum() for term in more)
+    return add(found, {"eval_loss": (first.value.sum() + len(first.value) * beside, len(first.value))})

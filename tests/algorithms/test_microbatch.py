@@ -15,9 +15,11 @@ from torch import Tensor
 from algorithms import test_group, test_ppo, test_preference, test_reward_model, test_sft, toy
 from posttrain.algorithms import group, ppo, preference, reward_model, sft
 from posttrain.models.decoder import Decoder
+from posttrain.objectives.advantages import NEEDS
 from posttrain.objectives.preference import PreferenceLoss
 from posttrain.objectives.preference.menu import MENU
 from posttrain.objectives.presets import PRESETS
+from posttrain.objectives.regularizers import Entropy
 from posttrain.objectives.tokens import token_logprobs
 from posttrain.train.learner import Learner, Optim, Outputs, Part
 
@@ -101,8 +103,13 @@ def padded(model, batch, needs) -> Outputs:
     logits = model.logits(hidden)
     before = (logits / batch.temperature[:, None, None])[:, :-1].log_softmax(-1)
     spread = torch.nn.functional.pad(-(before.exp() * before).sum(-1), (1, 0))
+    squares = torch.nn.functional.pad(before.exp().square().sum(-1), (1, 0))
     logp = token_logprobs(logits, batch.tokens, temperature=batch.temperature)
-    return Outputs(logp=logp * batch.mask, entropy=spread * batch.mask if "entropy" in needs else None)
+    return Outputs(
+        logp=logp * batch.mask,
+        entropy=spread * batch.mask if "entropy" in needs else None,
+        sum_sq=squares * batch.mask if "sum_sq" in needs else None,
+    )
 
 
 @pytest.mark.parametrize("kind", ["token", "sequence", "sum"])
@@ -118,11 +125,11 @@ def uneven(folder) -> str:
     return toy.rows(folder / "uneven.jsonl", items)
 
 
-def uneven_pairs(folder) -> str:
-    """Pairs whose answers differ in length, with a margin here and there."""
+def uneven_pairs(folder, gaps: bool = False) -> str:
+    """Pairs whose answers differ in length, with a margin here and there, or with gaps everywhere."""
     items = [
         {"prompt": "a", "chosen": " ".join(toy.WORDS[: 1 + i]), "rejected": " ".join(toy.WORDS[i : i + 1 + i % 4])}
-        | ({"margin": 0.3 * i} if i % 2 else {"margin": None})
+        | ({"margin": 0.3 * i} if i % 2 or gaps else {"margin": None})
         for i in range(1, 9)
     ]
     return toy.rows(folder / "uneven_pairs.jsonl", items)
@@ -142,16 +149,28 @@ def test_the_loss_of_preference(catch, tmp_path, name):
     smoothing = 0.1 if "label_smoothing" in MENU[name].reads else None
     loss = PreferenceLoss(name=name, label_smoothing=smoothing)
     cfg = test_preference.config(tmp_path, loss=loss, batch_size=8)
-    cfg = replace(cfg, data=replace(cfg.data, path=uneven_pairs(tmp_path), eval_rows=0))
+    cfg = replace(cfg, data=replace(cfg.data, path=uneven_pairs(tmp_path, loss.needs_score_gap), eval_rows=0))
     check(*catch(preference, cfg)[0])
 
 
-@pytest.mark.parametrize("preset", [name for name, objective in PRESETS.items() if not objective.needs_critic])
+def one_of_each() -> list[str]:
+    """A preset for every combination of kinds that the loop can run; values within a kind are the formulas' matter."""
+    found = {}
+    for name, o in PRESETS.items():
+        runs = not o.needs_critic and not NEEDS.get(o.advantage, frozenset()) - {"baseline", "k"}
+        kinds = (o.ratio, o.old, o.clip.kind, o.gate.kind, o.focus.kind, o.kl.where == "loss", o.mismatch.kind,
+                 o.proximal.estimator, o.proximal.level)  # fmt: skip
+        if runs and kinds not in found:
+            found[kinds] = name
+    return list(found.values())
+
+
+@pytest.mark.parametrize("preset", one_of_each())
 def test_the_loss_of_group(catch, tmp_path, preset):
-    """Every preset with an entropy bonus; and the second of two minibatches, where the ratio has left 1."""
-    fresh = PRESETS[preset].ratio == "none"
+    """Every kind of objective with an entropy bonus; and the second of two minibatches, where the ratio has left 1."""
+    fresh = not PRESETS[preset].corrects_stale
     cfg = test_group.config(tmp_path, preset=preset, steps=3, minibatches=1 if fresh else 2, optim=Optim(lr=1e-3))
-    cfg = replace(cfg, objective=replace(cfg.objective, entropy=0.01))
+    cfg = replace(cfg, objective=replace(cfg.objective, entropy=Entropy(weight=0.01)))
     learner, part = catch(group, cfg, steps=1 if fresh else 2)[-1]
     assert part.batch.lengths.unique().numel() > 1
     check(learner, part)

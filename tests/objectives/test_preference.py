@@ -1,189 +1,171 @@
-"""Preference losses on pairs: peers, the papers' turning points, and the menu that names them."""
+"""The menu of preference losses: each entry does what it says it needs, no knob is dead, junk changes nothing."""
 
 import math
 
-import oracle
 import pytest
 import torch
 
-from posttrain.errors import ConfigError, ShapeError
-from posttrain.objectives.preference import MENU, PreferenceLoss, cdpo, dpo, dpo_norm, hinge, ipo, robust
+from posttrain.errors import ConfigError, DataError, ShapeError
+from posttrain.objectives import preference as p
+from posttrain.objectives.preference import MENU, PreferenceLoss
+from posttrain.objectives.tokens import answers
 
-PLAIN = {"dpo": dpo, "ipo": ipo, "hinge": hinge}
-SMOOTHED = {"cdpo": cdpo, "robust": robust}
-
-
-def formula(name, beta=0.3):
-    if name in PLAIN:
-        return lambda *args: PLAIN[name](*args, beta=beta)
-    return lambda *args: SMOOTHED[name](*args, beta=beta, label_smoothing=0.2)
-
-
-def sums():
-    return tuple(-10 * torch.rand(5) for _ in range(4))
-
-
-TRL = {"sigmoid": "dpo", "hinge": "hinge", "robust": "robust", "sigmoid_norm": "dpo_norm"}
-
-
-@pytest.mark.parametrize("case", oracle.cases("dpo", *TRL))
-def test_the_menu_equals_trl(case):
-    name = TRL[case.id.split("__")[1]]
-    smoothing = case.hyper["label_smoothing"] if name == "robust" else None
-    loss = PreferenceLoss(name=name, beta=case.hyper["beta"], label_smoothing=smoothing)
-    logp, mask = case.leaf("logps"), case["mask"] > 0
-    label = torch.tensor([1.0, -1.0]).repeat_interleave(len(mask) // 2)
-    value, metrics = loss(logp, case["ref_logps"], mask, label)
-    case.check("loss", value.mean())
-    value.mean().backward()
-    case.check("grad_logps", logp.grad)
-    total, count = metrics["logp_chosen"]
-    assert math.isclose(total / count, case.outputs["seq_logps"][: len(mask) // 2].mean(), rel_tol=1e-6)
-
-
-@pytest.mark.parametrize("case", oracle.cases("dpo", "ipo"))
-def test_ipo_of_means_equals_trl(case):
-    logp, ref, mask = case["logps"], case["ref_logps"], case["mask"] > 0
-    means = ((logp - ref) * mask).sum(1) / mask.sum(1)
-    chosen, rejected = means.chunk(2)
-    zero = torch.zeros_like(chosen)
-    case.check("loss", ipo(chosen, rejected, zero, zero, beta=case.hyper["beta"])[0].mean())
-
-
-@pytest.mark.parametrize("case", oracle.cases("dpo", "openrlhf_dpo", "openrlhf_cdpo", "openrlhf_ipo"))
-def test_pair_losses_equal_openrlhf(case):
-    chosen, rejected = case.leaf("chosen"), case.leaf("rejected")
-    name = case.id.split("__")[1].removeprefix("openrlhf_")
-    extra = {"label_smoothing": case.hyper["label_smoothing"]} if name == "cdpo" else {}
-    loss, metrics = {**PLAIN, **SMOOTHED}[name](
-        chosen, rejected, case["ref_chosen"], case["ref_rejected"], beta=case.hyper["beta"], **extra
-    )
-    case.check("loss", loss.mean())
-    loss.mean().backward()
-    case.check("grad_chosen", chosen.grad)
-    case.check("grad_rejected", rejected.grad)
-    case.check("chosen_rewards", metrics["reward_chosen"])
-    case.check("rejected_rewards", metrics["reward_rejected"])
-
-
-def test_losses_against_plain_python():
-    args, beta, e = sums(), 0.3, 0.2
-    h = [float(w - rw - (lo - rl)) for w, lo, rw, rl in zip(*args, strict=True)]
-
-    def nls(z):
-        return math.log(1 + math.exp(-z))
-
-    expected = {
-        "dpo": [nls(beta * x) for x in h],
-        "cdpo": [(1 - e) * nls(beta * x) + e * nls(-beta * x) for x in h],
-        "robust": [((1 - e) * nls(beta * x) - e * nls(-beta * x)) / (1 - 2 * e) for x in h],
-        "ipo": [(x - 1 / (2 * beta)) ** 2 for x in h],
-        "hinge": [max(0.0, 1 - beta * x) for x in h],
-    }
-    for name, values in expected.items():
-        torch.testing.assert_close(formula(name)(*args)[0], torch.tensor(values))
-
-
-def test_at_the_reference():
-    """DPO is log 2 with slope -β/2, whatever the data; so every implicit reward is 0 and no pair counts as right."""
-    reference = sums()[:2]
-    chosen, rejected = (x.clone().requires_grad_() for x in reference)
-    loss, metrics = dpo(chosen, rejected, *reference, beta=0.3)
-    torch.testing.assert_close(loss, torch.full((5,), math.log(2)))
-    loss.sum().backward()
-    torch.testing.assert_close(chosen.grad, torch.full((5,), -0.15))
-    torch.testing.assert_close(rejected.grad, torch.full((5,), 0.15))
-    assert not any(metrics[name].any() for name in metrics)
-    assert all(not value.requires_grad for value in metrics.values())
-    assert formula("hinge")(*reference, *reference)[0].tolist() == [1.0] * 5
-
-
-@pytest.mark.parametrize(
-    "name, beta, best", [("ipo", 0.1, 5.0), ("cdpo", 0.1, math.log(0.8 / 0.2) / 0.1)], ids=["ipo", "cdpo"]
-)
-def test_finite_minima(name, beta, best):
-    """IPO is least at h = 1/(2β), cDPO at β h = log((1-ε)/ε)."""
-    h = torch.tensor([best, best - 0.1, best + 0.1], requires_grad=True)
-    zero = torch.zeros(3)
-    loss, _ = formula(name, beta)(h, zero, zero, zero)
-    loss.sum().backward()
-    assert abs(h.grad[0]) < 1e-12 and h.grad[1] < 0 < h.grad[2]
-
-
-def test_robust_is_unbiased_under_flipped_labels():
-    w, lo, rw, rl = sums()
-    noisy = 0.8 * formula("robust")(w, lo, rw, rl)[0] + 0.2 * formula("robust")(lo, w, rl, rw)[0]
-    torch.testing.assert_close(noisy, formula("dpo")(w, lo, rw, rl)[0])
-
-
-def test_length_normalised_dpo():
-    w, lo, rw, rl = sums()
-    a, b = torch.tensor([1.0, 2, 3, 4, 5]), torch.tensor([2.0, 2, 2, 2, 2])
-    ours, _ = dpo_norm(w, lo, rw, rl, chosen_length=a, rejected_length=b, beta=2.0)
-    torch.testing.assert_close(ours, dpo(w / a, lo / b, rw / a, rl / b, beta=2.0)[0])
-
-
-@pytest.mark.parametrize("name", [*PLAIN, *SMOOTHED])
-def test_gradcheck_extremes_and_shift(name):
-    args = tuple(x.requires_grad_() for x in sums())
-    assert torch.autograd.gradcheck(lambda *a: formula(name)(*a)[0], args)
-    w, lo, rw, rl = (x.detach() for x in args)
-    torch.testing.assert_close(formula(name)(w + 2, lo, rw + 2, rl)[0], formula(name)(w, lo, rw, rl)[0])
-    far = torch.tensor([1e4, -1e4], requires_grad=True)
-    formula(name)(far, torch.zeros(2), torch.zeros(2), torch.zeros(2))[0].sum().backward()
-    assert torch.isfinite(far.grad).all()
+LABEL = torch.tensor([1.0, -1.0] * 3)
+MASK = torch.tensor([[False, True, True, False], [False, True, False, False]] * 3)
 
 
 def rows():
-    mask = torch.tensor([[False, True, True, False], [False, True, False, False]] * 3)
-    return -3 * torch.rand(6, 4), -3 * torch.rand(6, 4), mask, torch.tensor([1.0, -1.0] * 3)
+    """log π and log π_ref of three pairs, tokens' Σ π², and score gaps."""
+    logp, ref = -3 * torch.rand(6, 4), -3 * torch.rand(6, 4)
+    return logp, ref, {"sum_sq": torch.rand(6, 4), "score_gap": torch.tensor([0.5, 1.5, 3.0]).repeat_interleave(2)}
 
 
-def picked(name):
-    return PreferenceLoss(name=name, label_smoothing=0.1 if MENU[name].reads else None)
+def picked(name, **settings):
+    return PreferenceLoss(name=name, **({"label_smoothing": 0.1} if name in ("cdpo", "robust") else {}) | settings)
+
+
+def inputs(name, logp, ref, more):
+    """What the loss says it takes, and nothing else."""
+    loss = picked(name)
+    wanted = {"sum_sq": "sum_sq" in loss.needs, "score_gap": loss.needs_score_gap}
+    return logp, ref if loss.needs_reference else None, {k: v for k, v in more.items() if wanted[k]}
 
 
 @pytest.mark.parametrize("name", MENU)
 def test_junk_and_order_of_pairs_change_nothing(name):
-    logp, ref, mask, label = rows()
-    clean, metrics = picked(name)(logp, ref, mask, label)
-    leaf = torch.where(mask, logp, math.nan).requires_grad_()
-    dirty, same = picked(name)(leaf, torch.where(mask, ref, math.inf), mask, label)
+    logp, ref, more = inputs(name, *rows())
+    clean, metrics = picked(name)(logp, ref, MASK, LABEL, **more)
+    assert clean.shape == (3,) and clean.dtype == torch.float64
+    leaf = torch.where(MASK, logp, math.nan).requires_grad_()
+    dirty_ref = None if ref is None else torch.where(MASK, ref, math.inf)
+    dirty_more = {k: torch.where(MASK, v, 0.0) if v.dim() == 2 else v for k, v in more.items()}
+    dirty, same = picked(name)(leaf, dirty_ref, MASK, LABEL, **dirty_more)
     dirty.sum().backward()
     torch.testing.assert_close(dirty, clean)
-    assert metrics == same and not leaf.grad[~mask].any() and torch.isfinite(leaf.grad).all()
+    assert metrics == same and not leaf.grad[~MASK].any() and torch.isfinite(leaf.grad).all()
+    assert not any(total.requires_grad for total, _ in same.values())
     order = torch.tensor([5, 4, 0, 1, 2, 3])  # pairs move, and one is given rejected first
-    moved, _ = picked(name)(logp[order], ref[order], mask[order], label[order])
-    torch.testing.assert_close(moved, clean[[2, 0, 1]])
+    more = {k: v[order] for k, v in more.items()}
+    moved, _ = picked(name)(logp[order], None if ref is None else ref[order], MASK[order], LABEL[order], **more)
+    torch.testing.assert_close(moved, clean if MENU[name].coupled else clean[[2, 0, 1]])
+
+
+@pytest.mark.parametrize("name", MENU)
+def test_what_is_needed_is_read_and_nothing_else(name):
+    logp, ref, more = rows()
+    loss = picked(name)
+    base = loss(*inputs(name, logp, ref, more)[:2], MASK, LABEL, **inputs(name, logp, ref, more)[2])[0]
+    other = loss(logp, ref + torch.rand(6, 4), MASK, LABEL, **more)[0]
+    assert torch.equal(other, base) != loss.needs_reference
+    for key in more:
+        changed = loss(logp, ref, MASK, LABEL, **{**more, key: 2.3 * more[key]})[0]
+        wanted = "sum_sq" in loss.needs if key == "sum_sq" else loss.needs_score_gap
+        assert torch.equal(changed, base) != wanted
+        if wanted:
+            with pytest.raises(DataError, match=f"takes {key}"):
+                loss(logp, ref, MASK, LABEL)
+    if loss.needs_reference:
+        with pytest.raises(DataError, match="takes ref_logp"):
+            loss(logp, None, MASK, LABEL, **more)
+    fewer = torch.cat([LABEL[:2]] * 2), logp[:4], ref[:4], MASK[:4]
+    part = loss(fewer[1], fewer[2], fewer[3], fewer[0], **{k: v[:4] for k, v in more.items()})[0]
+    assert loss.coupled or torch.allclose(part, base[:2])
+
+
+@pytest.mark.parametrize("name, setting", [(n, s) for n, f in MENU.items() for s in ("beta", *f.reads)])
+def test_every_setting_changes_the_loss(name, setting):
+    logp, ref, more = rows()
+    usual = picked(name)(logp, ref, MASK, LABEL, **more)[0]
+    other = picked(name, **{setting: 0.37})(logp, ref, MASK, LABEL, **more)[0]
+    assert not torch.isclose(other, usual).any()
+
+
+def sums(logp, ref):
+    total, length = answers(logp, MASK)
+    return [x[LABEL > 0] for x in (total, length)], [x[LABEL < 0] for x in (total, length)], answers(ref, MASK)[0]
+
+
+def test_entries_compute_what_their_functions_do():
+    logp, ref, more = rows()
+    (w, nw), (lo, nl), other = sums(logp, ref)
+    four, lengths = (w, lo, other[::2], other[1::2]), {"chosen_length": nw, "rejected_length": nl}
+    light = [p.desensitised(x, MASK, torch.tensor([1.0, 2.0] * 3), alpha=0.5) for x in (logp, ref)]
+    weight = p.wpo_weights(logp, more["sum_sq"].log(), MASK)
+    offset = p.odpo_offset(more["score_gap"][::2], alpha=1.0)
+    expected = {
+        "dpo": p.dpo(*four, beta=0.1)[0],
+        "rpo": p.dpo(*four, beta=0.1)[0],
+        "wpo": p.dpo(*four, beta=0.1)[0] * weight[::2] * weight[1::2],
+        "odpo": p.odpo(*four, offset=offset, beta=0.1)[0],
+        "ld_dpo": p.dpo(*(x[i::2] for x in light for i in (0, 1)), beta=0.1)[0],
+        "rdpo": p.rdpo(*four, **lengths, alpha=0.01, beta=0.1)[0],
+        "f_dpo_js": p.f_dpo(*four, divergence="js", beta=0.1)[0],
+        "f_dpo_forward_kl": p.f_dpo(*four, divergence="forward_kl", beta=0.1)[0],
+        "f_dpo_alpha": p.f_dpo(*four, divergence="alpha", alpha=0.5, beta=0.1)[0],
+        "aot": p.aot(*four, beta=0.1)[0],
+        "aot_unpaired": p.aot_unpaired(*four, beta=0.1)[0],
+        "exo": p.exo(*four, beta=0.1, label_smoothing=0.001)[0],
+        "discopop": p.discopop(*four, beta=0.05, tau=0.05)[0],
+        "dpo_norm": p.dpo_norm(*four, **lengths, beta=5.0)[0],
+        "ipo_norm": p.ipo_norm(*four, **lengths, beta=2.0)[0],
+        "dpop": p.dpop(*four, beta=0.1, penalty=5.0)[0],
+        "sppo_hard": p.sppo_hard(*four, beta=0.001)[0],
+        "mpo": p.mpo(*four, beta=0.1)[0],
+        "orpo": p.orpo(w, lo, **lengths, beta=0.1)[0],
+        "simpo": p.simpo(w, lo, **lengths, beta=2.0, gamma=1.0)[0],
+        "alphapo": p.alphapo(w, lo, **lengths, beta=2.5, gamma=0.1, alpha=0.25)[0],
+        "cpo": p.cpo(w, lo, beta=0.1)[0],
+        "cpo_ipo": p.cpo_ipo(w, lo, **lengths, beta=0.1)[0],
+        "slic": p.slic(w, lo, beta=0.1)[0],
+    }
+    named = {"ipo": 0.1, "hinge": 0.1, "apo_zero": 0.1, "apo_down": 0.1, "nca": 0.01, "bco_pair": 0.01, "cal_dpo": 0.01}
+    expected |= {name: getattr(p, name)(*four, beta=beta)[0] for name, beta in named.items()}
+    expected |= {n: getattr(p, n)(*four, beta=0.1, label_smoothing=0.1)[0] for n in ("cdpo", "robust")}
+    assert set(expected) == set(MENU)
+    for name, value in expected.items():
+        assert torch.equal(picked(name)(logp, ref, MASK, LABEL, **more)[0], value), name
 
 
 def test_metrics_are_sums_and_counts_in_the_glossary():
     from posttrain.train.metrics import lookup
 
-    logp, ref, mask, label = rows()
-    _, metrics = PreferenceLoss()(logp, ref, mask, label)
+    logp, ref, _ = rows()
+    _, metrics = PreferenceLoss()(logp, ref, MASK, LABEL)
     for name, (_, count) in metrics.items():
         lookup(name)
         assert count == 3
     assert metrics["length_chosen"][0] == 6 and metrics["length_rejected"][0] == 3
-    chosen = (logp * mask).sum(1)[::2]
-    assert math.isclose(metrics["logp_chosen"][0], chosen.sum())
+    assert math.isclose(metrics["logp_chosen"][0], (logp * MASK).sum(1)[::2].sum())
+    assert math.isclose(metrics["logp_rejected"][0], (logp * MASK).sum(1)[1::2].sum())
 
 
-def test_usual_strengths():
+def test_usual_numbers():
     assert PreferenceLoss().strength == 0.1 and PreferenceLoss(name="dpo_norm").strength == 5.0
     assert PreferenceLoss(beta=0.5).strength == 0.5
+    assert {n for n in MENU if picked(n).nll_weight} == {"rpo", "mpo", "orpo", "cpo", "cpo_ipo", "slic"}
+    assert PreferenceLoss(nll=0.2).nll_weight == 0.2 and PreferenceLoss(name="cpo", nll=0.0).nll_weight == 0
+    free = {"orpo", "simpo", "alphapo", "cpo", "cpo_ipo", "slic"}
+    assert {n for n in MENU if not picked(n).needs_reference} == free
+    assert {n for n in MENU if picked(n).coupled} == {"aot", "aot_unpaired"}
 
 
 @pytest.mark.parametrize(
     "make, advice",
     [
-        (lambda: PreferenceLoss(name="dop"), 'Did you mean "dpo"'),
+        (lambda: PreferenceLoss(name="dp0"), 'Did you mean "dpo"'),
         (lambda: PreferenceLoss(beta=0.0), "must be positive"),
-        (lambda: PreferenceLoss(label_smoothing=0.1), "cdpo, robust read it"),
+        (lambda: PreferenceLoss(label_smoothing=0.1), "cdpo, robust, exo, aot, aot_unpaired, .* read it"),
+        (lambda: PreferenceLoss(name="cdpo", label_smoothing=0.1, gamma=1.0), "simpo, alphapo read it"),
         (lambda: PreferenceLoss(name="cdpo"), "needs loss.label_smoothing"),
-        (lambda: PreferenceLoss(name="robust", label_smoothing=0.5), "labels say nothing"),
-        (lambda: cdpo(*sums(), beta=0.1, label_smoothing=0.0), "Use dpo"),
+        (lambda: PreferenceLoss(name="cdpo", label_smoothing=0.0), "no label is flipped"),
+        (lambda: PreferenceLoss(name="robust", label_smoothing=0.5), "loss.label_smoothing = 0.5.*labels say nothing"),
+        (lambda: PreferenceLoss(name="discopop", tau=2.0), "loss.tau = 2.0"),
+        (lambda: PreferenceLoss(name="ld_dpo", alpha=-1.0), "loss.alpha = -1.0"),
+        (lambda: PreferenceLoss(name="rdpo", alpha=-1.0), "loss.alpha = -1.0"),
+        (lambda: PreferenceLoss(name="dpop", penalty=-1.0), "loss.penalty = -1.0"),
+        (lambda: PreferenceLoss(name="simpo", gamma=-1.0), "loss.gamma = -1.0"),
+        (lambda: PreferenceLoss(nll=-1.0), "unlearn"),
+        (lambda: PreferenceLoss(nll_average="token"), "changes nothing while"),
     ],
 )
 def test_refusals(make, advice):
@@ -192,6 +174,6 @@ def test_refusals(make, advice):
 
 
 def test_half_a_pair_is_refused():
-    logp, ref, mask, label = rows()
+    logp, ref, _ = rows()
     with pytest.raises(ShapeError, match="3 chosen and 2 rejected"):
-        PreferenceLoss()(logp[:5], ref[:5], mask[:5], label[:5])
+        PreferenceLoss()(logp[:5], ref[:5], MASK[:5], LABEL[:5])

@@ -17,6 +17,7 @@ from posttrain.objectives.peers.advantages import (
     verl_whiten,
     verl_zscore,
 )
+from posttrain.objectives.peers.preference import trl_nash_md
 from posttrain.objectives.peers.returns import openrlhf_gae, openrlhf_rewards_to_go, openrlhf_token_rewards
 
 __all__ = [
@@ -26,6 +27,7 @@ __all__ = [
     "openrlhf_token_rewards",
     "openrlhf_whiten",
     "openrlhf_whiten_rows",
+    "trl_nash_md",
     "trl_whiten",
     "verl_center_live",
     "verl_moments",
