@@ -1,10 +1,10 @@
 """Log-probabilities of tokens, and the one shift.
 
 Logits at position t-1 predict token t. Only this file knows it: every other array of the library is as long as the
-tokens, entry t is about token t, and entry 0 (which nothing predicts) is masked out. The explainer tells the story in
-section 2. Two ways lead to the same numbers: `token_logprobs` from whole logits, for tests, tables and models whose
-head is not a plain matrix; `logprobs_from_hidden` from the last hidden states, chunk by chunk and only at chosen
-positions, which is what training uses. No mask is applied to a loss here and nothing is averaged.
+tokens, entry t is about token t, and entry 0 (which nothing predicts) is masked out. Section 02 of the book tells the
+story. Two ways lead to the same numbers: `token_logprobs` from whole logits, for tests, tables and models whose head is
+not a plain matrix; `logprobs_from_hidden` from the last hidden states, chunk by chunk and only at chosen positions,
+which is what training uses. No mask is applied to a loss here and nothing is averaged.
 """
 
 from typing import NamedTuple
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from posttrain.errors import ConfigError, ShapeError
 
-_NEEDS = ("entropy", "sum_sq", "mean_logp")
+_NEEDS = ("entropy", "sum_sq", "mean_logp", "mean_logit", "top1")
 _KEEP_BYTES = 64 * 2**20
 """How much of the exponentials the forward may keep for the backward. Past this bound the backward recomputes them, so
 memory does not grow with the batch."""
@@ -24,8 +24,14 @@ memory does not grow with the batch."""
 def check_shapes(pattern: str, *tensors: Tensor) -> None:
     """Raise ShapeError unless the tensors have the shapes of the pattern, one letter per dimension.
 
+        "NT" asks for shape[0] = N and shape[1] = T, the same N and T in every tensor
+
     pattern: one word for all tensors (`"NT"`), or one word each (`"NTV NT N"`). A letter means the same size wherever
         it stands; the tensor a word describes must have as many dimensions as the word has letters.
+    tensors: of any shape [...]. Returns nothing.
+
+    Every formula begins with it: [2, 3] beside [2, 4] is refused, where broadcasting of [2, 1] would go unnoticed.
+    Section 02.
     """
     words = pattern.split()
     words = words * len(tensors) if len(words) == 1 else words
@@ -43,12 +49,27 @@ def check_shapes(pattern: str, *tensors: Tensor) -> None:
 
 
 def detached(**metrics: Tensor) -> dict[str, Tensor]:
-    """The metrics without their graph: what is watched must not be trained on."""
+    """The metrics without their graph: what is watched must not be trained on.
+
+        sg[x] = x, with ∂ sg[x] / ∂x = 0
+
+    metrics: tensors of any shape [...], by name. Returns the same values by the same names, cut off from the graph.
+
+    `detached(loss=x * x)["loss"]` equals x² and has no gradient. Section 02.
+    """
     return {name: value.detach() for name, value in metrics.items()}
 
 
 def masked(x: Tensor, mask: Tensor) -> Tensor:
-    """x where the mask is true, else exactly 0, whatever stood there (NaN and infinity too), also for the gradient."""
+    """x where the mask is true, else exactly 0, whatever stood there (NaN and infinity too), also for the gradient.
+
+        x_t where mask_t, else 0
+
+    x: [...]. mask: boolean of a shape that broadcasts to x's. Returns x's shape.
+
+    Not mask · x, in which 0 · NaN is NaN. Formulas apply it to what they read, so that an overflow in a place that does
+    not count cannot come back through the gradient. Section 02.
+    """
     return torch.where(mask, x, torch.zeros((), dtype=x.dtype, device=x.device))
 
 
@@ -57,20 +78,28 @@ def answers(logp: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
 
         log π(y|x) = Σ_t mask_t · log π(y_t | x, y_<t)
 
-    logp, mask: [N, T]. Returns the sum [N] and the number of tokens under the mask [N] (in logp's dtype).
+    logp, mask: [N, T]. Returns the sum [N] in nats and the number of tokens under the mask [N] (in logp's dtype).
 
-    Three tokens of probability 1/2 give (-3·log 2, 3).
+    Three tokens of probability 1/2 give (-3·log 2, 3). Section 02.
     """
     check_shapes("NT", logp, mask)
     return masked(logp, mask).sum(1), mask.sum(1).to(logp.dtype)
 
 
-def entropy(logits: Tensor) -> Tensor:
-    """Entropy of the softmax of the last dimension, in nats: H = -Σ_v p_v log p_v.
+def entropy(logits: Tensor, temperature: float = 1.0) -> Tensor:
+    """Entropy of the softmax of the last dimension.
 
-    logits: [..., V]. Returns [...]. Uniform logits give log V.
+        H = -Σ_v p_v log p_v        p = softmax(z / τ)
+
+    Shannon 1948.
+
+    logits: [..., V]. temperature: τ, the one that was sampled with. Returns [...] in nats.
+
+    Uniform logits give log V; p = (.5, .3, .2) gives 1.029653. Section 02.
     """
-    return torch.special.entr(torch.softmax(logits, -1)).sum(-1)
+    logp = torch.log_softmax(logits / temperature, -1)
+    p = logp.exp()
+    return -(p * masked(logp, p > 0)).sum(-1)  # not entr(p): its slope at p = 0 is infinite
 
 
 def token_logprobs(logits: Tensor, tokens: Tensor, temperature: Tensor | None = None) -> Tensor:
@@ -81,7 +110,9 @@ def token_logprobs(logits: Tensor, tokens: Tensor, temperature: Tensor | None = 
     logits: [N, T, V], any float dtype; the softmax runs in float32 at least.
     tokens: [N, T]. temperature: [N], or None for 1: the τ the row was sampled with.
 
-    Returns [N, T]. Entry 0 is 0 and means nothing: mask it out. All V logits equal gives -log V everywhere else.
+    Returns [N, T] in nats. Entry 0 is 0 and means nothing: mask it out.
+
+    All V logits equal gives -log V everywhere else. Section 02.
     """
     check_shapes("NTV NT", logits, tokens)
     z = logits[:, :-1].to(_wide(logits.dtype))
@@ -95,9 +126,15 @@ def token_logprobs(logits: Tensor, tokens: Tensor, temperature: Tensor | None = 
 def predicting(mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Where the hidden states lie that predict the masked tokens.
 
-    mask: [N, T], true at the tokens whose log-probability is wanted. Returns (rows, cols_of_hidden, cols_of_token),
-    each [M]: `hidden[rows, cols_of_hidden]` is [M, D], the states that predict `tokens[rows, cols_of_token]`.
-    Raises ShapeError if the first token of a row is wanted, because nothing predicts it.
+        token (n, t) is predicted by the state at (n, t - 1)
+
+    mask: [N, T], true at the tokens whose log-probability is wanted.
+
+    Returns (rows, cols_of_hidden, cols_of_token), each [M]: `hidden[rows, cols_of_hidden]` is [M, D], the states that
+    predict `tokens[rows, cols_of_token]`. Raises ShapeError if the first token of a row is wanted, because nothing
+    predicts it.
+
+    A mask true at tokens 1 and 3 of one row gives hidden columns 0 and 2. Section 02.
     """
     if bool(mask[:, 0].any()):
         bad = mask[:, 0].nonzero()[:, 0].tolist()
@@ -110,11 +147,29 @@ def predicting(mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 def values_before(values: Tensor) -> Tensor:
     """A critic's output at every position, moved so that entry t is the value of the state in which token t was chosen.
 
-    values: [N, T], entry t made after reading token t. Returns [N, T]; entry 0 is 0 and means nothing. Without this
-    move the baseline would already have seen the action, and the gradient would be biased.
+        b_t = V(s_t) = values_{t-1}
+
+    values: [N, T], entry t made after reading token t. Returns [N, T]; entry 0 is 0 and means nothing.
+
+    Without this move the baseline would already have seen the action, and the gradient would be biased. (1, 2, 3)
+    becomes (0, 1, 2). Section 12.
     """
     check_shapes("NT", values)
     return F.pad(values[:, :-1], (1, 0))
+
+
+def logits_before(logits: Tensor) -> Tensor:
+    """A model's logits at every position, moved so that entry t is the distribution from which token t was drawn.
+
+        z_t ← z_{t-1}
+
+    logits: [N, T, V], entry t made after reading token t. Returns [N, T, V]; entry 0 is 0 (uniform) and means nothing.
+    Divergences between whole distributions (`kl`, `distill`) read logits in this order, beside a mask over tokens.
+
+    `torch.log_softmax(logits_before(z), -1)` gathered at the tokens is `token_logprobs(z, tokens)`. Section 02.
+    """
+    check_shapes("NTV", logits)
+    return F.pad(logits[:, :-1], (0, 0, 1, 0))
 
 
 class TokenStats(NamedTuple):
@@ -128,6 +183,15 @@ class TokenStats(NamedTuple):
     """Σ_v p_v². No gradient. None unless asked for."""
     mean_logp: Tensor | None = None
     """(1/V) Σ_v log p_v, for label smoothing. Differentiable. None unless asked for."""
+    mean_logit: Tensor | None = None
+    """(1/V) Σ_v z_v, of the logits divided by the temperature: a head that drifts. No gradient. None unless asked."""
+    top1: Tensor | None = None
+    """Boolean: the target is what greedy decoding would choose. None unless asked for."""
+
+    @property
+    def log_sum_sq(self) -> Tensor:
+        """log Σ_v p_v²: minus the collision entropy, which WPO subtracts from logp. Ask for "sum_sq"."""
+        return self.sum_sq.log()
 
 
 def logprobs_from_hidden(
@@ -147,12 +211,13 @@ def logprobs_from_hidden(
     weight: [V, D], the output matrix. targets: [M] token ids.
     temperature: [M] or a number > 0, what the row was sampled with; no gradient flows to it.
     chunk: rows whose logits exist at one time; memory is chunk · V numbers, plus at most 64 MiB kept for the backward.
-    needs: which further statistics to make, among "entropy", "sum_sq" and "mean_logp".
+    needs: which further statistics to make, among "entropy", "sum_sq", "mean_logp", "mean_logit" and "top1".
 
-    Returns TokenStats. Works in float64 if hidden is, else in float32 (bfloat16 log-softmax loses the digits on which
-    importance ratios stand). Differentiable once, in hidden and weight.
+    Returns TokenStats, logarithms in nats. Works in float64 if hidden is, else in float32 (bfloat16 log-softmax loses
+    the digits on which importance ratios stand). Differentiable once, in hidden and weight. ConfigError for a statistic
+    that does not exist, or a temperature of 0.
 
-    A zero weight matrix gives logp = -log V, entropy log V and sum_sq 1/V for every row.
+    A zero weight matrix gives logp = -log V, entropy log V and sum_sq 1/V for every row. Section 02.
     """
     check_shapes("MD VD M", hidden, weight, targets)
     if unknown := [n for n in needs if n not in _NEEDS]:
@@ -187,9 +252,8 @@ class _ChunkedHead(torch.autograd.Function):
     def forward(ctx, hidden, weight, targets, chunk, needs, keep):
         rows = hidden.shape[0]
         logp, lse = hidden.new_empty(rows), hidden.new_empty(rows)
-        ent = hidden.new_empty(rows) if "entropy" in needs else None
-        sum_sq = hidden.new_empty(rows) if "sum_sq" in needs else None
-        mean = hidden.new_empty(rows) if "mean_logp" in needs else None
+        ent, sum_sq, mean, mean_logit = (hidden.new_empty(rows) if n in needs else None for n in _NEEDS[:4])
+        top1 = hidden.new_empty(rows, dtype=torch.bool) if "top1" in needs else None
         kept: list[tuple[Tensor, Tensor]] = []
         room = _KEEP_BYTES if keep else 0
         for i in range(0, rows, chunk):
@@ -200,6 +264,10 @@ class _ChunkedHead(torch.autograd.Function):
             target = z.gather(1, targets[part, None])[:, 0]
             if mean is not None:
                 mean[part] = z.mean(1)
+            if mean_logit is not None:
+                mean_logit[part] = z.mean(1) + top[:, 0]
+            if top1 is not None:
+                top1[part] = target == 0
             e = torch.exp(z) if ent is not None else z.exp_()
             total = e.sum(1)
             log_total = total.log()
@@ -220,13 +288,12 @@ class _ChunkedHead(torch.autograd.Function):
         ctx.chunk, ctx.kept = chunk, kept
         ctx.save_for_backward(hidden, weight, targets, lse, ent)
         ctx.set_materialize_grads(False)
-        if sum_sq is not None:
-            ctx.mark_non_differentiable(sum_sq)
-        return logp, ent, sum_sq, mean
+        ctx.mark_non_differentiable(*(x for x in (sum_sq, mean_logit, top1) if x is not None))
+        return logp, ent, sum_sq, mean, mean_logit, top1
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx, grad_logp, grad_ent, _, grad_mean):
+    def backward(ctx, grad_logp, grad_ent, _sum_sq, grad_mean, _mean_logit, _top1):
         hidden, weight, targets, lse, ent = ctx.saved_tensors
         needs_hidden, needs_weight = ctx.needs_input_grad[:2]
         grad_hidden = torch.zeros_like(hidden) if needs_hidden else None

@@ -1,41 +1,14 @@
-"""Supervised losses: whole optimizer steps of peers, the definitions, and junk under the mask."""
+"""Supervised losses: the definitions, whole optimizer steps in pieces, and junk under the mask."""
 
 import math
 
-import oracle
 import pytest
 import torch
 
-from posttrain.errors import ConfigError
+from posttrain.errors import ConfigError, ShapeError
 from posttrain.objectives.average import Average, token_weights
-from posttrain.objectives.supervised import cross_entropy, dft, smoothed_cross_entropy
-from posttrain.objectives.tokens import logprobs_from_hidden, predicting, token_logprobs
-
-
-@pytest.mark.parametrize("case", oracle.cases("sft", "accumulated_nll", "accumulated_dft"))
-def test_a_step_of_micro_batches_equals_trl(case):
-    """Weights of the whole step, cut into three micro-batches, give TRL's globally normalised loss."""
-    logits, labels, ids = case.leaf("logits"), case["labels"], case["ids"]
-    mask = labels != -100
-    mask[..., 0] = False
-    formula = dft if case.hyper["loss_type"] == "dft" else cross_entropy
-    weights = token_weights(mask.flatten(0, 1), Average("token"), total=case.hyper["num_items_in_batch"])
-    losses = []
-    for k in range(3):
-        loss, _ = formula(token_logprobs(logits[k], ids[k]), mask[k])
-        losses.append((weights.view_as(mask)[k] * loss).sum())
-    case.check("micro_losses", torch.stack(losses))
-    case.check("step_loss", sum(losses))
-    sum(losses).backward()
-    case.check("grad_logits", logits.grad)
-
-
-@pytest.mark.parametrize("case", oracle.cases("sft", "openrlhf_token", "openrlhf_sequence"))
-def test_averages_equal_openrlhf(case):
-    mask = case["mask"] > 0
-    average = Average("token" if case.hyper["token_level_loss"] else "sequence")
-    loss, _ = cross_entropy(case["logps"], mask)
-    case.check("loss", (token_weights(mask, average) * loss).sum())
+from posttrain.objectives.supervised import cross_entropy, dft, prompt_completion_weights, smoothed_cross_entropy
+from posttrain.objectives.tokens import logprobs_from_hidden, predicting
 
 
 def data():
@@ -92,3 +65,92 @@ def test_smoothing_by_nothing_is_refused():
     logp, mean, mask = data()
     with pytest.raises(ConfigError, match="use cross_entropy"):
         smoothed_cross_entropy(logp, mean, mask, smoothing=0.0)
+
+
+def test_formulas_refuse_other_shapes():
+    logp, mean, mask = data()
+    for call in (
+        lambda: cross_entropy(logp[:, :3], mask),
+        lambda: dft(logp[:1], mask),
+        lambda: smoothed(logp, mask, mean[:, :3]),
+        lambda: prompt_completion_weights(mask, mask[:1], prompt_weight=0.1),
+    ):
+        with pytest.raises(ShapeError):
+            call()
+
+
+@pytest.mark.parametrize("formula", [cross_entropy, dft, smoothed])
+def test_gradcheck_and_extremes(formula):
+    logp, _, mask = data()
+    if formula is not dft:  # whose weight is detached on purpose
+        assert torch.autograd.gradcheck(lambda x: formula(x, mask)[0], (logp.requires_grad_(),))
+    leaf = torch.tensor([[0.0, -1e4, 0.0, -1e4]], requires_grad=True)
+    every, none = torch.ones(1, 4, dtype=torch.bool), torch.zeros(1, 4, dtype=torch.bool)
+    for m in (every, none):
+        loss, metrics = formula(leaf, m)
+        slope = torch.autograd.grad(loss.sum(), leaf)[0]
+        assert torch.isfinite(loss).all() and torch.isfinite(slope).all()
+        assert metrics["nll"][1] == m.sum()
+    assert not slope.any()
+
+
+def test_smoothing_is_a_mixture_with_the_uniform_target():
+    """Section 7 of the paper from its definition: cross-entropy against (1 - ε) onehot + ε / V."""
+    logits, mask = torch.randn(1, 2, 5), torch.tensor([[False, True]])
+    logq = torch.log_softmax(logits, -1)
+    target = torch.full((5,), 0.3 / 5)
+    target[3] += 0.7
+    expected = -sum(float(target[v]) * float(logq[0, 1, v]) for v in range(5))
+    loss, _ = smoothed_cross_entropy(logq[..., 3], logq.mean(-1), mask, smoothing=0.3)
+    assert math.isclose(loss[0, 1], expected, rel_tol=1e-12) and loss[0, 0] == 0
+
+
+def test_a_step_in_pieces_is_the_step():
+    """Card 05's numbers: 2 tokens of loss 1 and 8 of loss 3 in two micro-batches; the mean is 2.6 and not 2."""
+    mask = torch.tensor([[True] * 2 + [False] * 6, [True] * 8])
+    logp = torch.where(mask, torch.tensor([[-1.0], [-3.0]]), math.nan)
+    weights = token_weights(mask, Average("token"))
+    pieces = [(weights[k] * cross_entropy(logp[k : k + 1], mask[k : k + 1])[0]).sum() for k in range(2)]
+    assert math.isclose(sum(pieces), 2.6, rel_tol=1e-12)
+    by_sequence = token_weights(mask, Average("sequence"))
+    assert math.isclose((by_sequence * cross_entropy(logp, mask)[0]).sum(), 2.0, rel_tol=1e-12)
+
+
+def spans():
+    prompt = torch.tensor([[False] + [True] * 4 + [False] * 2, [False, True] + [False] * 5])
+    completion = torch.tensor([[False] * 5 + [True] * 2, [False] * 2 + [True] * 2 + [False] * 3])
+    return prompt, completion
+
+
+def test_prompt_weights_by_hand():
+    """A prompt of 4 at one half beside an answer of 2, and 1 beside 2: Σ m = 2 + 2 + 0.5 + 2."""
+    prompt, completion = spans()
+    w = prompt_completion_weights(prompt, completion, prompt_weight=0.5)
+    assert w.tolist() == [
+        [x / 6.5 for x in (0, 0.5, 0.5, 0.5, 0.5, 1, 1)],
+        [x / 6.5 for x in (0, 0.5, 1, 1, 0, 0, 0)],
+    ]
+    assert w.dtype == torch.float64
+    half = prompt_completion_weights(prompt, completion, prompt_weight=0.1, dtype=torch.float32)
+    assert half.dtype == torch.float32 and math.isclose(half.sum(), 1, rel_tol=1e-6)
+
+
+def test_prompt_weights_end_in_the_plain_averages():
+    prompt, completion = spans()
+    for weight, mask in ((0, completion), (1, prompt | completion)):
+        w = prompt_completion_weights(prompt, completion, prompt_weight=weight)
+        torch.testing.assert_close(w, token_weights(mask, Average("token")))
+    both = prompt_completion_weights(completion, completion, prompt_weight=0.5)
+    torch.testing.assert_close(both, token_weights(completion, Average("token")))
+
+
+def test_prompt_weights_of_a_part_of_the_step():
+    prompt, completion = spans()
+    whole = prompt_completion_weights(prompt, completion, prompt_weight=0.25)
+    parts = [prompt_completion_weights(p[None], c[None], prompt_weight=0.25, total=5.25)
+             for p, c in zip(prompt, completion, strict=True)]  # fmt: skip
+    torch.testing.assert_close(torch.cat(parts), whole)
+    nothing = torch.zeros(1, 3, dtype=torch.bool)
+    assert not prompt_completion_weights(nothing, nothing, prompt_weight=0.5).any()
+    with pytest.raises(ConfigError, match="learn answers"):
+        prompt_completion_weights(prompt, completion, prompt_weight=1.5)

@@ -2,9 +2,9 @@
 
 import math
 
-import oracle
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from posttrain.errors import ConfigError, ShapeError
 from posttrain.objectives import tokens
@@ -13,6 +13,7 @@ from posttrain.objectives.tokens import (
     check_shapes,
     detached,
     entropy,
+    logits_before,
     logprobs_from_hidden,
     masked,
     predicting,
@@ -20,7 +21,7 @@ from posttrain.objectives.tokens import (
     values_before,
 )
 
-NEEDS = ("entropy", "sum_sq", "mean_logp")
+NEEDS = ("entropy", "sum_sq", "mean_logp", "mean_logit", "top1")
 
 
 def head(m=23, d=6, v=11):
@@ -30,34 +31,11 @@ def head(m=23, d=6, v=11):
 def plain(hidden, weight, targets, temperature=1.0):
     """The same statistics from all the logits at once."""
     temperature = torch.as_tensor(temperature).reshape(-1, 1)
-    logq = torch.log_softmax(hidden @ weight.T / temperature, -1)
+    z = hidden @ weight.T / temperature
+    logq = torch.log_softmax(z, -1)
     p = logq.exp()
-    return logq.gather(1, targets[:, None])[:, 0], -(p * logq).sum(1), p.square().sum(1), logq.mean(1)
-
-
-@pytest.mark.parametrize("case", oracle.cases("logprobs", "shifted_masked"))
-def test_token_logprobs_equal_the_oracle_shifted_by_one(case):
-    logits, mask = case.leaf("logits"), case["mask"] > 0
-    temperature = torch.full((len(mask),), float(case.hyper["temperature"]))
-    logp = masked(token_logprobs(logits, case["ids"], temperature), mask)
-    case.check("logps", logp[:, 1:])
-    (logp[:, 1:] * case["upstream"]).sum().backward()
-    case.check("grad_logits", logits.grad)
-    case.check("entropy", entropy(logits[:, :-1] / case.hyper["temperature"]))
-
-
-@pytest.mark.parametrize("case", oracle.cases("logprobs", "fused_lm_head"))
-def test_chunked_head_equals_the_oracle(case):
-    hidden, weight = case.leaf("hidden"), case.leaf("weight")
-    stats = logprobs_from_hidden(
-        hidden, weight, case["labels"], temperature=case.hyper["temperature"], chunk=7, needs=("entropy", "sum_sq")
-    )
-    case.check("logps", stats.logp)
-    case.check("entropy", stats.entropy)
-    case.check("log_sum_sq_probs", stats.sum_sq.log())
-    ((stats.logp * case["upstream"]).sum() + 0.3 * stats.entropy.sum()).backward()
-    case.check("grad_hidden", hidden.grad)
-    case.check("grad_weight", weight.grad)
+    logp = logq.gather(1, targets[:, None])[:, 0]
+    return logp, -(p * logq).sum(1), p.square().sum(1), logq.mean(1), z.mean(1), z.argmax(1) == targets
 
 
 def test_token_logprobs_against_a_loop():
@@ -69,6 +47,24 @@ def test_token_logprobs_against_a_loop():
             z = logits[n, t - 1].tolist()
             expected = z[ids[n, t]] - math.log(sum(math.exp(x) for x in z))
             assert math.isclose(logp[n, t], expected, rel_tol=1e-12)
+
+
+def test_temperature_divides_the_logits_of_its_row():
+    logits, ids = torch.randn(2, 4, 5), torch.randint(5, (2, 4))
+    logp = token_logprobs(logits, ids, torch.tensor([0.5, 2.0]))
+    torch.testing.assert_close(logp[0], token_logprobs(logits * 2, ids)[0])
+    torch.testing.assert_close(logp[1], token_logprobs(logits / 2, ids)[1])
+    assert torch.autograd.gradcheck(lambda z: token_logprobs(z, ids, torch.tensor([0.5, 2.0])), logits.requires_grad_())
+
+
+def test_logits_before_are_those_that_token_logprobs_reads():
+    logits, ids = torch.randn(2, 4, 5), torch.randint(5, (2, 4))
+    moved = logits_before(logits)
+    assert not moved[:, 0].any() and moved.shape == logits.shape
+    logp = torch.log_softmax(moved, -1).gather(2, ids[..., None])[..., 0]
+    torch.testing.assert_close(logp[:, 1:], token_logprobs(logits, ids)[:, 1:])
+    with pytest.raises(ShapeError, match="NTV"):
+        logits_before(logits[0])
 
 
 def test_low_precision_logits_are_widened_before_the_softmax():
@@ -93,11 +89,27 @@ def test_chunked_head_equals_whole_logits(chunk, keep, temperature, monkeypatch)
             stats = logprobs_from_hidden(h, w, targets, temperature=temperature, chunk=chunk, needs=NEEDS)
         else:
             stats = plain(h, w, targets, temperature)
-        logp, ent, sum_sq, mean = stats
+        logp, ent, sum_sq, mean, mean_logit, top1 = stats
         (g[0] * logp + g[1] * ent + g[3] * mean).sum().backward()
-        results.append((logp, ent, sum_sq, mean, h.grad, w.grad))
+        results.append((logp, ent, sum_sq, mean, mean_logit, top1, h.grad, w.grad))
     for a, b in zip(*results, strict=True):
         torch.testing.assert_close(a, b, atol=1e-11, rtol=1e-11)
+
+
+def test_statistics_against_a_loop():
+    """One row by hand: p = (1/2, 1/3, 1/6) at temperature 1, the target is the second token."""
+    hidden, weight = torch.tensor([[1.0]]), torch.tensor([[6.0], [4.0], [2.0]]).log()
+    stats = logprobs_from_hidden(hidden, weight, torch.tensor([1]), needs=NEEDS)
+    p = (1 / 2, 1 / 3, 1 / 6)
+    assert math.isclose(stats.logp, math.log(1 / 3), rel_tol=1e-12)
+    assert math.isclose(stats.entropy, -sum(x * math.log(x) for x in p), rel_tol=1e-12)
+    assert math.isclose(stats.sum_sq, 1 / 4 + 1 / 9 + 1 / 36, rel_tol=1e-12)
+    assert math.isclose(stats.log_sum_sq, math.log(1 / 4 + 1 / 9 + 1 / 36), rel_tol=1e-12)
+    assert math.isclose(stats.mean_logp, sum(math.log(x) for x in p) / 3, rel_tol=1e-12)
+    assert math.isclose(stats.mean_logit, math.log(48) / 3, rel_tol=1e-12)
+    assert not stats.top1 and logprobs_from_hidden(hidden, weight, torch.tensor([0]), needs=("top1",)).top1
+    halved = logprobs_from_hidden(hidden, weight, torch.tensor([1]), temperature=2.0, needs=NEEDS)
+    assert math.isclose(halved.mean_logit, math.log(48) / 6, rel_tol=1e-12)
 
 
 @pytest.mark.parametrize("needs", [(), ("entropy",), ("mean_logp",)])
@@ -120,9 +132,34 @@ def test_chunked_head_gradient_of_each_statistic_alone():
         torch.testing.assert_close(h.grad, h2.grad, atol=1e-11, rtol=1e-11)
 
 
-def test_sum_sq_carries_no_gradient():
+def test_what_is_only_watched_carries_no_gradient():
     hidden, weight, targets = head()
-    assert not logprobs_from_hidden(hidden.requires_grad_(), weight, targets, needs=("sum_sq",)).sum_sq.requires_grad
+    stats = logprobs_from_hidden(hidden.requires_grad_(), weight, targets, needs=NEEDS)
+    assert [name for name, x in stats._asdict().items() if not x.requires_grad] == ["sum_sq", "mean_logit", "top1"]
+
+
+class Largest(TorchDispatchMode):
+    """Remembers how many numbers the largest tensor holds that any operation made."""
+
+    numbers = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        made = out if isinstance(out, (tuple, list)) else [out]
+        self.numbers = max([self.numbers, *(x.numel() for x in made if isinstance(x, torch.Tensor))])
+        return out
+
+
+def test_no_tensor_has_a_number_for_every_token_and_word():
+    """Neither the forward nor the backward makes anything larger than the logits of one chunk."""
+    hidden, weight, targets = torch.randn(64, 4), torch.randn(50, 4), torch.randint(50, (64,))
+    with Largest() as chunked:
+        stats = logprobs_from_hidden(hidden.requires_grad_(), weight.requires_grad_(), targets, chunk=8, needs=NEEDS)
+        (stats.logp + stats.entropy + stats.mean_logp).sum().backward()
+    assert chunked.numbers == 8 * 50
+    with Largest() as whole:
+        plain(hidden, weight, targets)[0].sum().backward()
+    assert whole.numbers == 64 * 50
 
 
 def test_frozen_head_or_hidden_get_no_gradient():
@@ -145,7 +182,8 @@ def test_chunked_head_may_be_walked_back_twice():
 
 def test_zero_head_is_uniform():
     stats = logprobs_from_hidden(torch.randn(3, 4), torch.zeros(8, 4), torch.tensor([0, 3, 7]), needs=NEEDS)
-    for value, expected in zip(stats, (-math.log(8), math.log(8), 1 / 8, -math.log(8)), strict=True):
+    assert stats.top1.all()  # of eight equal tokens any is a best one
+    for value, expected in zip(stats[:-1], (-math.log(8), math.log(8), 1 / 8, -math.log(8), 0.0), strict=True):
         torch.testing.assert_close(value, torch.full((3,), expected))
 
 
@@ -217,6 +255,16 @@ def test_answers_sum_under_the_mask_whatever_stands_elsewhere():
 def test_entropy_of_uniform_and_certain():
     assert math.isclose(entropy(torch.zeros(7)), math.log(7))
     assert entropy(torch.tensor([0.0, -math.inf])) == 0
+    p = torch.tensor([0.5, 0.3, 0.2])
+    assert round(entropy(p.log()).item(), 6) == 1.029653
+    torch.testing.assert_close(entropy(p.log(), 0.5), entropy(2 * p.log()))
+
+
+@pytest.mark.parametrize("size", [1e4, -1e4])
+def test_entropy_and_logprobs_at_extreme_logits(size):
+    logits = torch.tensor([[[size, 0.0, -size], [0.0, 0.0, size], [0.0, 0.0, 0.0]]], requires_grad=True)
+    (entropy(logits).sum() + token_logprobs(logits, torch.tensor([[0, 0, 1]])).sum()).backward()
+    assert torch.isfinite(logits.grad).all()
 
 
 def test_check_shapes():
@@ -228,6 +276,13 @@ def test_check_shapes():
         check_shapes("NT N", torch.zeros(2, 3), torch.zeros(3))
     with pytest.raises(ShapeError, match="describes 2"):
         check_shapes("NT N", torch.zeros(2, 3))
+
+
+def test_masked_keeps_junk_out_of_value_and_gradient():
+    x = torch.tensor([1.0, math.nan, math.inf], requires_grad=True)
+    mask = torch.tensor([True, False, False])
+    (masked(x, mask) * torch.tensor([2.0, math.nan, math.inf]).masked_fill(~mask, 1.0)).sum().backward()
+    assert masked(x, mask).tolist() == [1.0, 0.0, 0.0] and x.grad.tolist() == [2.0, 0.0, 0.0]
 
 
 def test_detached_cuts_the_graph():

@@ -17,19 +17,24 @@ from posttrain.objectives.peers.advantages import (
     verl_whiten,
     verl_zscore,
 )
+from posttrain.objectives.peers.kl import openrlhf_kl, openrlhf_unbiased_kl, verl_kl, verl_masked_mean
 from posttrain.objectives.peers.preference import trl_nash_md
 from posttrain.objectives.peers.returns import openrlhf_gae, openrlhf_rewards_to_go, openrlhf_token_rewards
 
 __all__ = [
     "keep_lone",
     "openrlhf_gae",
+    "openrlhf_kl",
     "openrlhf_rewards_to_go",
     "openrlhf_token_rewards",
+    "openrlhf_unbiased_kl",
     "openrlhf_whiten",
     "openrlhf_whiten_rows",
     "trl_nash_md",
     "trl_whiten",
     "verl_center_live",
+    "verl_kl",
+    "verl_masked_mean",
     "verl_moments",
     "verl_optimal_token",
     "verl_pass_at_k",
