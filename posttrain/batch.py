@@ -163,6 +163,19 @@ def collate(
     )
 
 
+def cut_at_stop(tokens: Tensor, stop_ids: Sequence[int], pad_id: int) -> tuple[Tensor, Tensor]:
+    """Answers that were generated to a fixed length, padded after their first stop token, which stays.
+
+    tokens: [N, T] ids of answers alone. stop_ids: what ends one. pad_id: what replaces the rest.
+    Returns (tokens [N, T], place of the first stop token [N], or T where there is none).
+
+    Stop 3 and pad 0 turn 5 3 7 3 into 5 3 0 0, with place 1.
+    """
+    stops = torch.isin(tokens, torch.tensor(stop_ids, dtype=tokens.dtype, device=tokens.device))
+    after = stops.cumsum(1) - stops.long()  # stop tokens before this one
+    return tokens.masked_fill(after > 0, pad_id), (stops.cumsum(1) == 0).sum(1)
+
+
 def collate_groups(groups: Sequence[Group], pad_id: int = 0) -> tuple[TokenBatch, Tensor]:
     """Rows of all scored trajectories, and their rewards [number of trajectories].
 

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from posttrain.batch import TokenBatch, collate, collate_groups, collate_pairs, weigh, weigh_rows
+from posttrain.batch import TokenBatch, collate, collate_groups, collate_pairs, cut_at_stop, weigh, weigh_rows
 from posttrain.errors import DataError
 from posttrain.objectives.average import Average
 from posttrain.records import Group, Message, Score, Segment, Stop, Task, Trajectory
@@ -172,3 +172,15 @@ def test_one_minibatch_is_the_batch_itself():
 def test_more_minibatches_than_groups_are_refused():
     with pytest.raises(DataError, match="3 minibatches were asked of a step with 2 groups; use at most 2"):
         list(batch(group=[0, 0, 1, 1]).minibatches(3, seed=0))
+
+
+# --- answers of fixed length --------------------------------------------------------------------------------------
+
+
+def test_what_follows_the_first_stop_token_becomes_padding():
+    tokens = torch.tensor([[5, 3, 7, 3], [3, 1, 1, 1], [1, 2, 4, 3], [1, 2, 4, 6]])
+    cut, place = cut_at_stop(tokens, [3], pad_id=0)
+    assert cut.tolist() == [[5, 3, 0, 0], [3, 0, 0, 0], [1, 2, 4, 3], [1, 2, 4, 6]]
+    assert place.tolist() == [1, 0, 3, 4] and cut.dtype == tokens.dtype
+    cut, place = cut_at_stop(tokens, [7, 2], pad_id=9)
+    assert cut.tolist() == [[5, 3, 7, 9], [3, 1, 1, 1], [1, 2, 9, 9], [1, 2, 9, 9]] and place.tolist() == [2, 4, 1, 1]

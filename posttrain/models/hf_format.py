@@ -35,6 +35,11 @@ def read_config(folder: Path) -> ModelConfig:
         raw = json.loads(path.read_text())
     except json.JSONDecodeError as e:
         raise ModelError(f"{path} is not valid JSON ({e}). Fetch the folder again.") from None
+    return parse_config(raw, path)
+
+
+def parse_config(raw: dict, path: Path | str = "config") -> ModelConfig:
+    """The ModelConfig of a config.json's contents; `path` is what errors call it. ModelError as in `read_config`."""
     kind = raw.get("model_type")
     if kind not in _FAMILY:
         raise ModelError(
@@ -146,9 +151,16 @@ def load_folder(folder: Path, *, dtype: torch.dtype = torch.float32) -> Decoder 
 
 def copy_weights(model: Decoder | ScalarModel, folder: Path) -> None:
     """Copy a folder's weights into a model of the same shape. ModelError if names or shapes do not fit."""
+    copy_tensors(model, read_weights(folder), folder)
+
+
+def copy_tensors(model: Decoder | ScalarModel, have: dict[str, Tensor], folder: Path | str = "weights") -> None:
+    """Copy tensors under Hugging Face's names into a model; `folder` is what errors call them.
+
+    The head of a tied model may be among them, and is not read. ModelError if names or shapes do not fit.
+    """
     cfg = model.cfg
     want = {hf_name(name): p for name, p in model.named_parameters()}
-    have = read_weights(folder)
     if "lm_head.weight" in want and "lm_head.weight" not in have:
         raise ModelError(
             f"{folder}: the head is not tied (tie_word_embeddings is false) but lm_head.weight is missing."

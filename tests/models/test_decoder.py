@@ -1,20 +1,19 @@
-"""The decoder against golden fixtures, against itself by another path, and against hand-made facts."""
+"""The decoder against itself by another path, and against hand-made facts; `tests/oracles` has whole golden models."""
 
-import json
-from pathlib import Path
-
-import numpy as np
 import pytest
 import torch
 
 from posttrain.errors import ModelError
-from posttrain.models import decoder
-from posttrain.models.decoder import Cache, Decoder, ModelConfig, decode_attention, prefill_attention, rope_frequencies
-
-ORACLES = Path(__file__).parents[2] / ".." / "shared" / "oracles"
-FAMILIES = ("llama", "qwen2", "qwen3")
-needs_oracles = pytest.mark.skipif(
-    not (ORACLES / "models").is_dir(), reason="../shared/oracles/models is absent: golden fixtures cannot be read"
+from posttrain.models.decoder import (
+    Cache,
+    Decoder,
+    ModelConfig,
+    RMSNorm,
+    decode_attention,
+    padded_attention,
+    prefill_attention,
+    rope_frequencies,
+    row_lengths,
 )
 
 
@@ -55,79 +54,6 @@ def model(request) -> Decoder:
     return random_model(request.param)
 
 
-# --- golden fixtures ---------------------------------------------------------------------------------------------
-
-
-def float32_norm(self, x):
-    """The fixtures' library rounds every norm to float32 even in a float64 model; everything else is float64."""
-    y = x.float()
-    return self.weight * (y * torch.rsqrt(y.square().mean(-1, keepdim=True) + self.eps)).to(x.dtype)
-
-
-@pytest.fixture(params=FAMILIES)
-def golden(request, monkeypatch):
-    monkeypatch.setattr(decoder.RMSNorm, "forward", float32_norm)
-    case = next(
-        c
-        for c in json.loads((ORACLES / "manifest.json").read_text())["cases"]
-        if c["id"] == f"models__{request.param}__0"
-    )
-    arrays = {k: torch.tensor(v) for k, v in np.load(ORACLES / case["file"]).items()}
-    h = case["hyperparameters"]
-    keys = set(ModelConfig.__dataclass_fields__)
-    cfg = ModelConfig(
-        model_type=request.param,
-        attention_bias=request.param == "qwen2",
-        **{"head_dim": h["hidden_size"] // h["num_attention_heads"]} | {k: v for k, v in h.items() if k in keys},
-    )
-    model = Decoder(cfg).double()
-    with torch.no_grad():
-        for name, p in model.named_parameters():
-            p.copy_(arrays["in__w__" + ("" if name.startswith("lm_head") else "model.") + name])
-    return model, arrays
-
-
-@needs_oracles
-@pytest.mark.parametrize("side", ["left", "right"])
-def test_golden_logits_under_padding(golden, side):
-    model, a = golden
-    attend = a[f"in__mask_{side}"].bool()
-    logits = model.logits(model(a["in__ids"], attend))
-    torch.testing.assert_close(logits[attend], a[f"out__logits_{side}"][attend], atol=1e-9, rtol=1e-9)
-
-
-@needs_oracles
-def test_golden_packed_rows(golden):
-    model, a = golden
-    starts = (a["in__packed_positions"][0] == 0).nonzero()[:, 0].tolist() + [a["in__packed_ids"].shape[1]]
-    lengths = torch.tensor(starts).diff()
-    logits = model.logits(model.rows(a["in__packed_ids"][0], lengths))
-    torch.testing.assert_close(logits, a["out__packed_logits"][0], atol=1e-9, rtol=1e-9)
-
-
-@needs_oracles
-def test_golden_loss_and_gradient(golden):
-    model, a = golden
-    ids, attend = a["in__ids"], a["in__mask_right"].bool()
-    logp = model.logits(model(ids, attend)).log_softmax(-1)[:, :-1].gather(-1, ids[:, 1:, None])[..., 0]
-    loss = -logp[attend[:, 1:]].mean()
-    loss.backward()
-    torch.testing.assert_close(loss, a["out__loss"], atol=1e-9, rtol=1e-9)
-    for name, p in model.named_parameters():
-        want = a["out__g__" + ("" if name.startswith("lm_head") else "model.") + name]
-        torch.testing.assert_close(p.grad, want, atol=1e-9, rtol=1e-9, msg=lambda m, n=name: f"{n}: {m}")
-
-
-@needs_oracles
-def test_golden_greedy_continuation(golden):
-    model, a = golden
-    for ids, attend, want in zip(a["in__ids"], a["in__mask_left"].bool(), a["out__greedy"], strict=True):
-        tokens = ids[attend][None]
-        for _ in want:
-            tokens = torch.cat((tokens, model.logits(model(tokens)[:, -1]).argmax(-1, keepdim=True)), 1)
-        assert tokens[0, -len(want) :].tolist() == want.tolist()
-
-
 # --- the three attention paths agree -----------------------------------------------------------------------------
 
 
@@ -159,6 +85,33 @@ def test_packed_rows_equal_padded_rows_in_values_and_gradients(model, side):
     torch.testing.assert_close(*values, atol=1e-12, rtol=1e-12)
     for one, other in zip(*gradients, strict=True):
         torch.testing.assert_close(one, other, atol=1e-10, rtol=1e-10)
+
+
+def test_lengths_of_packed_rows_from_their_positions():
+    assert row_lengths(torch.tensor([0, 1, 2, 0, 0, 1])).tolist() == [3, 1, 2]
+    assert row_lengths(torch.tensor([0])).tolist() == [1]
+
+
+def test_norms_through_float32_keep_half_the_digits():
+    x = torch.randn(5, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    norm = RMSNorm(8, 1e-3).double()
+    with torch.no_grad():
+        norm.weight.mul_(torch.arange(1, 9))
+    exact = norm(x)
+    torch.testing.assert_close(exact, x / (x.square().mean(-1, keepdim=True) + 1e-3).sqrt() * norm.weight)
+    norm.through_float32 = True
+    rounded = norm(x)
+    assert rounded.dtype == torch.float64
+    assert 1e-9 < ((rounded - exact) / exact).abs().max() < 1e-6
+    slopes = [torch.autograd.grad(y.square().sum(), x)[0] for y in (exact, rounded)]
+    torch.testing.assert_close(slopes[0], slopes[1], rtol=1e-4, atol=1e-6)
+
+
+def test_rounding_as_transformers_reaches_every_norm():
+    model = random_model(config(model_type="qwen3", head_dim=10))
+    assert model.round_as_transformers() is model
+    norms = [m for m in model.modules() if isinstance(m, RMSNorm)]
+    assert len(norms) == 3 * 4 + 1 and all(m.through_float32 for m in norms)
 
 
 def test_without_padding_no_mask_is_needed(model):
@@ -217,7 +170,7 @@ def test_attention_depends_on_distance_only():
     model = random_model(config())
     tokens = torch.cat(ragged([8]))
     here = torch.arange(8)
-    attention = decoder.padded_attention(1, 8, None)
+    attention = padded_attention(1, 8, None)
     want = model.flat(tokens, here, attention)
     torch.testing.assert_close(model.flat(tokens, here + 11, attention), want, atol=1e-6, rtol=1e-6)
 

@@ -8,7 +8,16 @@ import torch
 
 from posttrain.errors import ModelError
 from posttrain.models.decoder import Cache, Decoder, ModelConfig, decode_attention, prefill_attention
-from posttrain.models.hf_format import config_json, load_folder, read_config, read_weights, save_folder
+from posttrain.models.hf_format import (
+    config_json,
+    copy_tensors,
+    hf_name,
+    load_folder,
+    parse_config,
+    read_config,
+    read_weights,
+    save_folder,
+)
 
 LLAMA3 = {
     "rope_type": "llama3",
@@ -259,3 +268,21 @@ def test_an_interrupted_save_leaves_the_old_folder(tmp_path, monkeypatch):
         save_folder(random_model(1), folder)
     assert (folder / "model.safetensors").read_bytes() == before
     shutil.rmtree(folder)
+
+
+def test_weights_without_a_folder():
+    """A config.json's contents and tensors under Hugging Face's names make a model, with no file in between."""
+    raw = {"model_type": "qwen2", "vocab_size": 9, "hidden_size": 8, "intermediate_size": 12, "num_hidden_layers": 2,
+           "num_attention_heads": 2, "tie_word_embeddings": True}  # fmt: skip
+    cfg = parse_config(raw)
+    assert cfg.attention_bias and not cfg.output_bias and cfg.head_dim == 4 and cfg.num_key_value_heads == 2
+    source = Decoder(cfg).initialise(seed=1)
+    tensors = {hf_name(name): p.detach().clone() for name, p in source.named_parameters()}
+    model = Decoder(cfg).initialise(seed=2)
+    copy_tensors(model, tensors | {"lm_head.weight": tensors["model.embed_tokens.weight"]})
+    assert all(torch.equal(p, q) for p, q in zip(model.parameters(), source.parameters(), strict=True))
+    tensors.pop("model.norm.weight")
+    with pytest.raises(ModelError, match=r"weights: weights do not fit .* 1 missing \(model.norm.weight\)"):
+        copy_tensors(model, tensors)
+    with pytest.raises(ModelError, match="config lacks the key 'vocab_size'"):
+        parse_config({"model_type": "llama"})
