@@ -11,7 +11,11 @@ from collections.abc import Callable
 import torch
 from golden import Case
 from torch import Tensor
+from torch.nn.functional import pad
 
+from posttrain.batch import cut_at_stop
+from posttrain.models.decoder import Decoder, row_lengths
+from posttrain.models.hf_format import copy_tensors, hf_name, parse_config
 from posttrain.objectives import peers
 from posttrain.objectives.advantages import (
     batch_center,
@@ -28,7 +32,8 @@ from posttrain.objectives.advantages import (
     zscore,
 )
 from posttrain.objectives.average import Average, row_weights, token_weights
-from posttrain.objectives.kl import adaptive_beta, k1
+from posttrain.objectives.distill import generalized_jsd, jsd_from_hidden
+from posttrain.objectives.kl import adaptive_beta, forward_kl, jensen_shannon, k1, reverse_kl
 from posttrain.objectives.normalize import moments_std, update_moments
 from posttrain.objectives.peers.preference import trl_nash_md
 from posttrain.objectives.preference import (
@@ -66,8 +71,11 @@ from posttrain.objectives.preference import (
     xpo,
 )
 from posttrain.objectives.returns import gae, rewards_to_go, token_rewards
-from posttrain.objectives.supervised import cross_entropy
-from posttrain.objectives.tokens import answers, token_logprobs
+from posttrain.objectives.supervised import cross_entropy, dft
+from posttrain.objectives.tokens import answers, entropy, logprobs_from_hidden, masked, token_logprobs
+from posttrain.packing import best_fit, best_fit_split, wrapped
+from posttrain.sample.base import SamplingParams
+from posttrain.sample.torch import TorchSampler
 
 Outputs = dict[str, Tensor]
 
@@ -81,10 +89,82 @@ def gradients(loss: Tensor, **leaves: Tensor) -> Outputs:
 # --- logprobs ---
 
 
+def _shifted(case: Case) -> Outputs:
+    logits, mask, temperature = case.leaf("logits"), case["mask"].bool(), case.hyper["temperature"]
+    rows = logits.new_full((len(logits),), temperature)
+    logp = masked(token_logprobs(logits, case["ids"], rows), mask)[:, 1:]
+    found = {"logps": logp, "entropy": entropy(logits[:, :-1], temperature)}
+    return found | gradients((logp * case["upstream"]).sum(), logits=logits)
+
+
+def _unshifted(case: Case) -> Outputs:
+    """verl scores ids[t] by logits[t]; one more token in front, and one more position behind, is our order."""
+    logits, ids = pad(case["logits"], (0, 0, 0, 1)), pad(case["ids"], (1, 0))
+    logp = token_logprobs(logits, ids)[:, 1:]
+    total = peers.verl_masked_mean(logp, case["mask"].bool())
+    return {"logps": logp, "entropy": entropy(case["logits"]), "masked_mean_logps": total}
+
+
+def _fused_head(case: Case) -> Outputs:
+    hidden, weight = case.leaf("hidden"), case.leaf("weight")
+    needs = ("entropy", "sum_sq", "mean_logit", "top1")
+    stats = logprobs_from_hidden(
+        hidden, weight, case["labels"], temperature=case.hyper["temperature"], chunk=7, needs=needs
+    )
+    found = {"logps": stats.logp, "entropy": stats.entropy, "log_sum_sq_probs": stats.log_sum_sq}
+    found |= {"mean_logits": stats.mean_logit, "is_top1": stats.top1}
+    loss = (stats.logp * case["upstream"]).sum() + 0.3 * stats.entropy.sum()
+    return found | gradients(loss, hidden=hidden, weight=weight)
+
+
 # --- kl ---
 
 
+def _verl_kl(case: Case) -> Outputs:
+    logp = case.leaf("logps")
+    kl = peers.verl_kl(logp - case["ref_logps"], case.hyper["estimator"])
+    return {"kl": kl} | gradients((kl * case["upstream"]).sum(), logps=logp)
+
+
+def _openrlhf_kl(case: Case) -> Outputs:
+    logp, estimator = case.leaf("logps"), case.hyper["estimator"]
+    log_ratio, drift = logp - case["ref_logps"], logp - case["old_logps"]
+    if case.hyper["unbiased_gradient"]:
+        kl = peers.openrlhf_unbiased_kl(log_ratio, drift, estimator)
+    else:
+        kl = peers.openrlhf_kl(log_ratio, estimator)
+    return {"kl": kl} | gradients((kl * case["upstream"]).sum(), logps=logp)
+
+
+def _exact_kl(case: Case) -> Outputs:
+    logits, ref = case["logits"], case["ref_logits"]
+    found = {"reverse_kl": reverse_kl(logits, ref), "forward_kl": forward_kl(logits, ref)}
+    return found | {"jensen_shannon": jensen_shannon(logits, ref)}
+
+
 # --- sft ---
+
+
+def _sft_step(case: Case) -> Outputs:
+    """Micro-batches of one step: the weights are made once, from all of them."""
+    logits, mask = case.leaf("logits"), case["labels"] != -100
+    mask[..., 0] = False  # nothing predicts the first token
+    ids = case.inputs.get("ids", case["labels"].masked_fill(~mask, 0))
+    formula = dft if case.hyper.get("loss_type") == "dft" else cross_entropy
+    loss = torch.stack([formula(token_logprobs(z, i), m)[0] for z, i, m in zip(logits, ids, mask, strict=True)])
+    token, dtype = Average("token"), logits.dtype
+    whole = token_weights(mask.flatten(0, 1), token, total=case.hyper["num_items_in_batch"], dtype=dtype).view_as(mask)
+    own = torch.stack([token_weights(m, token, dtype=dtype) for m in mask])
+    step = (whole * loss).sum()
+    found = {"micro_losses": (whole * loss).sum((1, 2)), "own_mean": (own * loss).sum((1, 2)), "step_loss": step}
+    return found | gradients(step, logits=logits)
+
+
+def _openrlhf_sft(case: Case) -> Outputs:
+    logp, mask = case["logps"], case["mask"].bool()
+    average = Average("token" if case.hyper["token_level_loss"] else "sequence")
+    loss, _ = cross_entropy(logp, mask)
+    return {"loss": (token_weights(mask, average, dtype=logp.dtype) * loss).sum()}
 
 
 # --- reward_model ---
@@ -288,6 +368,22 @@ def openrlhf(c: Case) -> Outputs:
 # --- data ---
 
 
+def _packed(case: Case) -> Outputs:
+    pack = {"bfd": best_fit, "bfd_split": best_fit_split, "wrapped": wrapped}[case.hyper["strategy"]]
+    lengths = case["lengths"].tolist()
+    rows = pack(lengths, case.hyper["seq_length"])
+    tokens = torch.arange(sum(lengths)).split(lengths)
+    ids = [tokens[p.sequence][p.start : p.stop] for row in rows for p in row]
+    found = {"ids": torch.cat(ids), "row_lengths": [sum(p.length for p in row) for row in rows]}
+    found |= {"seq_lengths": [p.length for row in rows for p in row], "seqs_per_row": [len(row) for row in rows]}
+    return {name: torch.as_tensor(x) for name, x in found.items()}
+
+
+def _truncated(case: Case) -> Outputs:
+    tokens, place = cut_at_stop(case["ids"], [case.hyper["stop_token_id"]], case.hyper["pad_token_id"])
+    return {"truncated": tokens, "first_stop": place}
+
+
 # --- verl_losses ---
 
 
@@ -461,6 +557,24 @@ def trl_apo_zero_unpaired(case: Case) -> Outputs:
 # --- distill ---
 
 
+def _jsd(case: Case) -> Outputs:
+    student, mask = case.leaf("student_logits"), case["mask"].bool()
+    loss = generalized_jsd(
+        student, case["teacher_logits"], mask, beta=case.hyper["beta"], temperature=case.hyper["temperature"]
+    )
+    loss = (token_weights(mask, Average("token"), dtype=loss.dtype) * loss).sum()
+    return {"loss": loss} | gradients(loss, student_logits=student)
+
+
+def _jsd_from_hidden(case: Case) -> Outputs:
+    hidden, head = case.leaf("student_hidden"), case.leaf("student_head")
+    mask, beta, temperature = case["mask"].bool(), case.hyper["beta"], case.hyper.get("temperature", 1.0)
+    teacher = case["teacher_hidden"][mask], case["teacher_head"]
+    loss = jsd_from_hidden(hidden[mask], head, *teacher, beta=beta, temperature=temperature, chunk=5)
+    loss = (token_weights(mask, Average("token"), dtype=loss.dtype)[mask] * loss).sum()
+    return {"loss": loss} | gradients(loss, student_hidden=hidden, student_head=head)
+
+
 # --- rewards ---
 
 
@@ -468,6 +582,37 @@ def trl_apo_zero_unpaired(case: Case) -> Outputs:
 
 
 # --- models ---
+
+
+def _decoder(case: Case) -> Decoder:
+    weights = {name.removeprefix("w__"): x for name, x in case.inputs.items() if name.startswith("w__")}
+    model = Decoder(parse_config({**case.hyper, "model_type": case.hyper["arch"]}))
+    model = model.to(weights["model.embed_tokens.weight"].dtype)
+    copy_tensors(model, weights)
+    return model.round_as_transformers()
+
+
+def _whole_model(case: Case) -> Outputs:
+    model, ids = _decoder(case), case["ids"]
+    found = {}
+    for side in ("left", "right"):
+        attend = case[f"mask_{side}"].bool()
+        found[f"logits_{side}"] = model.logits(model(ids, attend)) * attend[..., None]
+    packed = model.rows(case["packed_ids"][0], row_lengths(case["packed_positions"][0]))
+    found |= {"packed_logits": model.logits(packed)[None], "greedy": _greedy(case, model)}
+    mask = case["mask_right"].bool()
+    mask[:, 0] = False
+    loss, _ = cross_entropy(token_logprobs(found["logits_right"], ids), mask)
+    loss = (token_weights(mask, Average("token"), dtype=loss.dtype) * loss).sum()
+    names = {f"g__{hf_name(name)}": p for name, p in model.named_parameters()}
+    found |= dict(zip(names, torch.autograd.grad(loss, list(names.values())), strict=True))
+    return found | {"loss": loss}
+
+
+def _greedy(case: Case, model: Decoder) -> Tensor:
+    prompts = [row[attend.bool()].tolist() for row, attend in zip(case["ids"], case["mask_left"], strict=True)]
+    params = SamplingParams(temperature=0, max_tokens=case.hyper["max_new_tokens"])
+    return torch.tensor([c.tokens for c in TorchSampler(model).generate(prompts, params, [0] * len(prompts))])
 
 
 # --- prm ---
@@ -507,9 +652,17 @@ def trl_nash(case: Case) -> Outputs:
 
 
 ADAPTERS: dict[str, dict[str, Callable[[Case], Outputs]]] = {
-    "logprobs": {},
-    "kl": {},
-    "sft": {},
+    "logprobs": {"shifted_masked": _shifted, "unshifted_verl": _unshifted, "fused_lm_head": _fused_head},
+    "kl": {
+        **dict.fromkeys(("verl_k1", "verl_k2", "verl_k3", "verl_abs", "verl_k1_plus", "verl_k3_plus"), _verl_kl),
+        **dict.fromkeys(("openrlhf_k1", "openrlhf_k2", "openrlhf_k3"), _openrlhf_kl),
+        **dict.fromkeys(("openrlhf_k1_unbiased", "openrlhf_k2_unbiased", "openrlhf_k3_unbiased"), _openrlhf_kl),
+        "exact": _exact_kl,
+    },
+    "sft": {
+        **dict.fromkeys(("accumulated_nll", "accumulated_dft", "hf_causal_lm_loss"), _sft_step),
+        **dict.fromkeys(("openrlhf_token", "openrlhf_sequence"), _openrlhf_sft),
+    },
     "reward_model": {},
     "gae": {
         "verl": verl_gae,
@@ -523,6 +676,7 @@ ADAPTERS: dict[str, dict[str, Callable[[Case], Outputs]]] = {
         "openrlhf_rows": openrlhf_rows,
     },
     "ppo": {
+        "truncate_at_stop": _truncated,
         "adaptive_kl": adaptive_kl,
         "kl_in_reward_verl": kl_in_reward_verl,
         "kl_in_reward_openrlhf": kl_in_reward_openrlhf,
@@ -559,7 +713,7 @@ ADAPTERS: dict[str, dict[str, Callable[[Case], Outputs]]] = {
         "verl_optimal_token_baseline_dense": verl_otb,
         **{f"openrlhf_{kind}": openrlhf for kind in OPENRLHF_SHAPED},
     },
-    "data": {},
+    "data": dict.fromkeys(("pack_bfd", "pack_bfd_split", "pack_wrapped"), _packed),
     "verl_losses": {},
     "dpo": {
         **dict.fromkeys(TRL_DPO_CASES, trl_dpo),
@@ -581,10 +735,10 @@ ADAPTERS: dict[str, dict[str, Callable[[Case], Outputs]]] = {
         "orpo": trl_orpo,
     },
     "kto": {"kto": trl_kto, "apo_zero_unpaired": trl_apo_zero_unpaired},
-    "distill": {},
+    "distill": {"generalized_jsd": _jsd, "chunked_divergence": _jsd_from_hidden},
     "rewards": {},
     "evaluation": {},
-    "models": {},
+    "models": dict.fromkeys(("llama", "qwen2", "qwen3"), _whole_model),
     "prm": {},
     "online": {"xpo_sigmoid": trl_xpo, "xpo_ipo": trl_xpo_ipo, "nash_md": trl_nash},
 }
