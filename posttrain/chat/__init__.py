@@ -11,6 +11,7 @@ from posttrain.chat.render import (
     stop_ids,
 )
 from posttrain.chat.show import paint
+from posttrain.chat.steps import Steps, label_steps, render_steps
 from posttrain.chat.templates import CHATML, PLAIN, POSTTRAIN, TEMPLATES, JinjaTemplate, Template, Turn, choose
 
 __all__ = [
@@ -19,16 +20,19 @@ __all__ = [
     "POSTTRAIN",
     "TEMPLATES",
     "JinjaTemplate",
+    "Steps",
     "Template",
     "Turn",
     "answer_text",
     "choose",
     "follow_up",
+    "label_steps",
     "paint",
     "prompt",
     "render",
     "render_answer",
     "render_pair",
+    "render_steps",
     "render_text",
     "stop_ids",
 ]

@@ -8,11 +8,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean
 
+import torch
+
 from posttrain import rng
 from posttrain.errors import ConfigError, DataError
 from posttrain.evals.run import answer
-from posttrain.evals.stats import Interval, bootstrap, pass_at_k, wilson
+from posttrain.evals.stats import Interval, bootstrap, wilson
 from posttrain.models.load import Loaded
+from posttrain.objectives.selection import unbiased_pass_at_k
 from posttrain.records import Group, Message, Stop, Task, Trajectory
 from posttrain.rewards.base import Rewards, score
 from posttrain.sample.base import Sampler
@@ -73,7 +76,7 @@ def count(answers: Answers) -> Measured:
     greedy = [v for g in answers.greedy for v in _values(g)]
     members = [m for g in answers.sampled for m in g.members]
     k = len(answers.sampled[0].members)
-    rights = [[v >= 1.0 for v in values] for g in answers.sampled if len(values := _values(g)) == k]
+    rights = [sum(v >= 1.0 for v in values) for g in answers.sampled if len(values := _values(g)) == k]
     unscored = sum(m.score.value is None for g in (*answers.greedy, *answers.sampled) for m in g.members)
     if not greedy or not rights:
         why = next((m.score.why for m in members if m.score.value is None), "")
@@ -85,8 +88,8 @@ def count(answers: Answers) -> Measured:
         tasks=len(answers.greedy),
         k=k,
         greedy=wilson(sum(v >= 1.0 for v in greedy), len(greedy)),
-        pass_1=bootstrap([pass_at_k(k, sum(r), 1) for r in rights]),
-        pass_k=bootstrap([pass_at_k(k, sum(r), k) for r in rights]),
+        pass_1=bootstrap(unbiased_pass_at_k(torch.tensor(rights), k, 1).tolist()),
+        pass_k=bootstrap(unbiased_pass_at_k(torch.tensor(rights), k, k).tolist()),
         reward=fmean(greedy),
         stop_share=fmean(m.stop is Stop.END for m in members),
         length=fmean(m.length for m in members),

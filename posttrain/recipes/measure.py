@@ -7,14 +7,17 @@ grading; the reward model never does. Answers are kept, so that stages can be co
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
+
 from posttrain.assets.world import demos, people
 from posttrain.assets.world.gold import gold, well_formed
 from posttrain.batch import collate
 from posttrain.data.tasks import tasks, verify
 from posttrain.envs.rollout import rollout
-from posttrain.evals.stats import Interval, bootstrap, pass_at_k, wilson
+from posttrain.evals.stats import Interval, bootstrap, wilson
 from posttrain.models.decoder import Decoder
 from posttrain.models.load import Loaded
+from posttrain.objectives.selection import unbiased_pass_at_k
 from posttrain.records import Group, Stop, Task, Trajectory
 from posttrain.sample.base import SamplingParams
 from posttrain.sample.torch import TorchSampler
@@ -113,7 +116,9 @@ def solved_as_said(a: Answers) -> float:
 
 def pass_at(a: Answers, k: int) -> float:
     """Mean pass@k over the problems that were tried eight times."""
-    return sum(pass_at_k(len(g.members), sum(map(right, g.members)), k) for g in a.tries) / len(a.tries)
+    rights = torch.tensor([sum(map(right, g.members)) for g in a.tries])
+    sizes = torch.tensor([len(g.members) for g in a.tries])
+    return sum(unbiased_pass_at_k(rights, sizes, k).tolist()) / len(a.tries)
 
 
 def right(t: Trajectory, first_line: bool = True) -> bool:

@@ -1,11 +1,10 @@
 import math
 import random
-from itertools import combinations
 from math import comb
 
 import pytest
 
-from posttrain.evals.stats import Interval, bootstrap, paired, pass_at_k, wilson
+from posttrain.evals.stats import Interval, bootstrap, paired, wilson, win_rate
 
 
 def test_wilson_solves_its_equation():
@@ -64,16 +63,16 @@ def test_pairing_sees_a_small_change_that_two_intervals_miss():
     assert paired(theirs, ours).value == pytest.approx(-found.value)
 
 
-@pytest.mark.parametrize(("n", "right"), [(6, 0), (6, 1), (6, 3), (6, 6), (7, 5)])
-def test_pass_at_k_counts_draws_without_replacement(n, right):
-    for k in range(1, n + 1):
-        draws = list(combinations([True] * right + [False] * (n - right), k))
-        assert pass_at_k(n, right, k) == pytest.approx(sum(map(any, draws)) / len(draws))
-
-
-def test_pass_at_one_is_the_share_and_large_n_does_not_overflow():
-    assert pass_at_k(10_000, 37, 1) == pytest.approx(0.0037)
-    assert pass_at_k(10_000, 37, 100) == pytest.approx(1 - comb(9963, 100) / comb(10_000, 100))
+def test_win_rate_counts_a_tie_as_half_a_win():
+    assert win_rate(30, 0, 20) == wilson(30, 50)
+    assert win_rate(20, 20, 10) == wilson(30, 50)
+    found = win_rate(3, 1, 4)
+    assert found.value == 3.5 / 8
+    for p in (found.low, found.high):  # the ends solve Wilson's equation
+        assert abs(3.5 / 8 - p) == pytest.approx(1.959963984540054 * math.sqrt(p * (1 - p) / 8), rel=1e-12)
+    mirrored = win_rate(4, 1, 3)
+    assert (mirrored.low, mirrored.high) == (pytest.approx(1 - found.high), pytest.approx(1 - found.low))
+    assert str(win_rate(300, 0, 200)) == "0.600 [0.556, 0.642]"
 
 
 @pytest.mark.parametrize(
@@ -84,9 +83,8 @@ def test_pass_at_one_is_the_share_and_large_n_does_not_overflow():
         lambda: wilson(1, 2, confidence=95),
         lambda: bootstrap([]),
         lambda: paired([1.0], [1.0, 2.0]),
-        lambda: pass_at_k(4, 5, 1),
-        lambda: pass_at_k(4, 1, 5),
-        lambda: pass_at_k(4, 1, 0),
+        lambda: win_rate(0, 0, 0),
+        lambda: win_rate(3, 0, -1),
     ],
 )
 def test_numbers_that_make_no_sense_are_refused(call):

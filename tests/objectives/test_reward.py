@@ -1,38 +1,24 @@
-"""Losses of reward models: peers, loops from the papers, and the constant that comparisons leave free."""
+"""Losses of reward models: loops from the papers, computed numbers, and the constant that comparisons leave free."""
 
 import math
 
-import oracle
 import pytest
 import torch
 
-from posttrain.errors import ConfigError, ShapeError
-from posttrain.objectives.reward import all_pairs, bradley_terry, outcome, plackett_luce
-
-NAMES = [f"bradley_terry_{n}" for n in ("plain", "margin", "centred", "margin_centred")]
-
-
-@pytest.mark.parametrize("case", oracle.cases("reward_model", *NAMES))
-def test_bradley_terry_equals_trl(case):
-    chosen, rejected = case.leaf("chosen"), case.leaf("rejected")
-    loss, _ = bradley_terry(
-        chosen,
-        rejected,
-        margin=case.inputs.get("margin"),
-        centering=case.hyper["center_rewards_coefficient"] or 0.0,
-    )
-    case.check("loss", loss.mean())
-    loss.mean().backward()
-    case.check("grad_chosen", chosen.grad)
-    case.check("grad_rejected", rejected.grad)
+from posttrain.errors import ConfigError, DataError, ShapeError
+from posttrain.objectives.reward import (
+    all_pairs,
+    bradley_terry,
+    calibration_error,
+    davidson,
+    outcome,
+    plackett_luce,
+    top_choice,
+)
 
 
-@pytest.mark.parametrize("case", oracle.cases("reward_model", "openrlhf"))
-def test_bradley_terry_equals_openrlhf(case):
-    case.check("pairwise", bradley_terry(case["chosen"], case["rejected"])[0].mean())
-    case.check("logexp", bradley_terry(case["chosen"], case["rejected"])[0].mean())
-    with_margin = bradley_terry(case["chosen"], case["rejected"], margin=case["margin"])[0]
-    case.check("pairwise_margin", with_margin.mean())
+def sigmoid(x):
+    return 1 / (1 + math.exp(-x))
 
 
 def test_worked_numbers():
@@ -123,8 +109,126 @@ def test_gradcheck_and_extremes():
     assert loss.tolist() == [1e5, 0] and torch.isfinite(chosen.grad).all()
 
 
+def test_every_addition_at_once_against_a_loop():
+    w, r, m = torch.randn(6), torch.randn(6), torch.rand(6)
+    for smoothing in (0.2, torch.tensor([0.0, 0.1, 0.3, 0.5, 0.7, 1.0])):
+        loss, metrics = bradley_terry(w, r, margin=m, centering=0.03, label_smoothing=smoothing)
+        for i in range(6):
+            a, b, gap = w[i].item(), r[i].item(), (w[i] - r[i] - m[i]).item()
+            e = smoothing if isinstance(smoothing, float) else smoothing[i].item()
+            expected = -(1 - e) * math.log(sigmoid(gap)) - e * math.log(sigmoid(-gap)) + 0.03 * (a + b) ** 2
+            assert math.isclose(loss[i], expected, rel_tol=1e-12)
+        assert metrics["margin"].tolist() == (w - r).tolist()
+        assert metrics["reward_chosen"].tolist() == w.tolist() and metrics["reward_rejected"].tolist() == r.tolist()
+
+
+def test_smoothing_is_least_at_the_log_odds_of_the_label():
+    for smoothing in (0.1, torch.tensor([0.1])):
+        gap = torch.tensor([math.log(9)], requires_grad=True)
+        (slope,) = torch.autograd.grad(bradley_terry(gap, torch.zeros(1), label_smoothing=smoothing)[0].sum(), gap)
+        assert abs(slope.item()) < 1e-12
+    half = bradley_terry(torch.tensor([3.0]), torch.zeros(1), label_smoothing=0.5)[0]
+    assert half.item() == bradley_terry(torch.tensor([-3.0]), torch.zeros(1), label_smoothing=0.5)[0].item()
+
+
+def test_davidson_worked_numbers_and_loop():
+    first, second, result = torch.tensor([1.0, 1, 1]), torch.zeros(3), torch.tensor([1.0, 0, 0.5])
+    loss, metrics = davidson(first, second, result, torch.zeros(()))
+    assert [round(math.exp(-x), 6) for x in loss.tolist()] == [0.506480, 0.186324, 0.307196]
+    assert metrics["margin"].tolist() == [1, 1, 1] and metrics["tie"].tolist() == pytest.approx(
+        [0.307196] * 3, abs=1e-6
+    )
+    first, second, log_tie = torch.randn(3), torch.randn(3), torch.tensor(-0.7)
+    loss, _ = davidson(first, second, result, log_tie)
+    for i in range(3):
+        a, b = first[i].item(), second[i].item()
+        weights = [math.exp(a), math.exp(b), math.exp(-0.7 + (a + b) / 2)]
+        assert math.isclose(math.exp(-loss[i]), weights[i] / sum(weights), rel_tol=1e-12)
+    no_ties = davidson(first[:2], second[:2], result[:2], torch.tensor(-60.0))[0]
+    torch.testing.assert_close(no_ties, bradley_terry(torch.stack([first[0], second[1]]),
+                                                      torch.stack([second[0], first[1]]))[0])  # fmt: skip
+
+
+def test_top_choice_is_the_first_factor_of_a_ranking():
+    scores, mask = torch.tensor([[1.0, 0, -1, 0.5]]), torch.ones(1, 4, dtype=torch.bool)
+    loss, metrics = top_choice(scores, mask, torch.tensor([0]))
+    assert round(loss.item(), 6) == 0.746567 and metrics["accuracy"].item() == 1
+    assert top_choice(scores, mask, torch.tensor([3]))[1]["accuracy"].item() == 0
+    scores, mask = ragged()
+    best = torch.tensor([3, 1, 0, 0])
+    loss = top_choice(torch.where(mask, scores, math.nan), mask, best)[0]
+    for p in range(4):
+        r = scores[p, mask[p]].tolist()
+        expected = math.log(sum(math.exp(x) for x in r)) - r[best[p]]
+        assert math.isclose(loss[p], expected, rel_tol=1e-10, abs_tol=1e-14)
+    pairs = torch.randn(5, 2)
+    whole = torch.ones(5, 2, dtype=torch.bool)
+    torch.testing.assert_close(
+        top_choice(pairs, whole, torch.zeros(5, dtype=torch.long))[0], plackett_luce(pairs, whole)[0]
+    )
+
+
+def test_calibration_error_counts_bin_by_bin():
+    gap = math.log(3) * torch.tensor([1.0, 1, 1, -1])  # confidence 0.75, right 3 times in 4
+    error, table = calibration_error(gap)
+    assert error.item() == pytest.approx(0, abs=1e-15)
+    assert table[table[:, 0] > 0].tolist() == [[4, pytest.approx(0.75), pytest.approx(0.75)]]
+    sure = torch.tensor([1e4, 1e4, -1e4, -1e4])  # certain, and right half of the time
+    assert calibration_error(sure)[0].item() == 0.5
+    gap = torch.randn(50, requires_grad=True)
+    error, table = calibration_error(gap, bins=4)
+    bins = [[] for _ in range(4)]
+    for g in gap.tolist():
+        p = sigmoid(abs(g))
+        bins[min(3, int((p - 0.5) * 8))].append((p, float(g > 0)))
+    expected = sum(abs(sum(p for p, _ in b) - sum(r for _, r in b)) for b in bins) / 50
+    assert error.item() == pytest.approx(expected) and not error.requires_grad
+    assert table[:, 0].tolist() == [len(b) for b in bins]
+    assert table[0, 1].item() == pytest.approx(sum(p for p, _ in bins[0]) / len(bins[0]))
+    assert table[0, 2].item() == pytest.approx(sum(r for _, r in bins[0]) / len(bins[0]))
+    assert calibration_error(torch.zeros(3))[0].item() == 0  # no choice, half right
+    assert calibration_error(torch.zeros(0))[0].item() == 0
+
+
+def test_gradients_of_what_has_options():
+    one = {"dtype": torch.float64, "requires_grad": True}
+    chosen, rejected = torch.randn(4, **one), torch.randn(4, **one)
+    smoothing = torch.tensor([0.0, 0.2, 0.5, 1.0])
+
+    def everything(w, r):
+        return bradley_terry(w, r, margin=torch.ones(4), centering=0.1, label_smoothing=smoothing)[0]
+
+    assert torch.autograd.gradcheck(everything, (chosen, rejected))
+    result = torch.tensor([1.0, 0.5, 0, 0.5])
+    assert torch.autograd.gradcheck(
+        lambda a, b, t: davidson(a, b, result, t)[0], (chosen, rejected, torch.randn((), **one))
+    )
+    scores, mask = ragged()
+    best = torch.tensor([4, 1, 2, 0])
+    assert torch.autograd.gradcheck(lambda s: top_choice(s, mask, best)[0], (scores.requires_grad_(),))
+    assert torch.autograd.gradcheck(lambda s: outcome(s, result)[0], (chosen,))
+    for call in (
+        lambda x: bradley_terry(x, -x, label_smoothing=0.3, centering=0.1)[0],
+        lambda x: davidson(x, -x, torch.tensor([0.5, 0.0]), torch.zeros(()))[0],
+        lambda x: outcome(x, torch.tensor([0.0, 1.0]))[0],
+    ):
+        x = torch.tensor([1e4, -1e4], requires_grad=True)
+        loss = call(x)
+        (slope,) = torch.autograd.grad(loss.sum(), x)
+        assert torch.isfinite(loss).all() and torch.isfinite(slope).all()
+
+
 def test_refusals():
     with pytest.raises(ConfigError, match="away from 0"):
         bradley_terry(torch.zeros(2), torch.zeros(2), centering=-0.1)
     with pytest.raises(ShapeError):
         bradley_terry(torch.zeros(2), torch.zeros(2), margin=torch.zeros(3))
+    with pytest.raises(ShapeError):
+        bradley_terry(torch.zeros(2), torch.zeros(2), label_smoothing=torch.zeros(3))
+    for smoothing in (-0.1, 0.6):
+        with pytest.raises(ConfigError, match="swapped"):
+            bradley_terry(torch.zeros(2), torch.zeros(2), label_smoothing=smoothing)
+    with pytest.raises(DataError, match="outcome"):
+        davidson(torch.zeros(1), torch.zeros(1), torch.tensor([0.3]), torch.zeros(()))
+    with pytest.raises(ConfigError, match="bins"):
+        calibration_error(torch.zeros(2), bins=0)

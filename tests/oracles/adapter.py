@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from posttrain.batch import cut_at_stop
+from posttrain.chat.steps import label_steps
 from posttrain.models.decoder import Decoder, row_lengths
 from posttrain.models.hf_format import copy_tensors, hf_name, parse_config
 from posttrain.objectives import peers
@@ -70,10 +71,20 @@ from posttrain.objectives.preference import (
     wpo_weights,
     xpo,
 )
+from posttrain.objectives.process import process, two_class_score
 from posttrain.objectives.returns import gae, rewards_to_go, token_rewards
+from posttrain.objectives.reward import bradley_terry
+from posttrain.objectives.selection import (
+    best_of_n_bound,
+    best_of_n_kl,
+    best_of_n_policy,
+    majority_at_k,
+    unbiased_pass_at_k,
+)
 from posttrain.objectives.supervised import cross_entropy, dft
 from posttrain.objectives.tokens import answers, entropy, logprobs_from_hidden, masked, token_logprobs
 from posttrain.packing import best_fit, best_fit_split, wrapped
+from posttrain.rewards.shaping import repetition, replace_truncated, soft_overlong, stop_properly
 from posttrain.sample.base import SamplingParams
 from posttrain.sample.torch import TorchSampler
 
@@ -168,6 +179,21 @@ def _openrlhf_sft(case: Case) -> Outputs:
 
 
 # --- reward_model ---
+
+
+def bradley_terry_trl(c: Case) -> Outputs:
+    chosen, rejected = c.leaf("chosen"), c.leaf("rejected")
+    centering = c.hyper["center_rewards_coefficient"] or 0.0
+    per_pair, _ = bradley_terry(chosen, rejected, margin=c.inputs.get("margin"), centering=centering)
+    loss = per_pair.sum() / len(per_pair)
+    return {"loss": loss} | gradients(loss, chosen=chosen, rejected=rejected)
+
+
+def bradley_terry_openrlhf(c: Case) -> Outputs:
+    plain, _ = bradley_terry(c["chosen"], c["rejected"])
+    with_margin, _ = bradley_terry(c["chosen"], c["rejected"], margin=c["margin"])
+    loss = plain.sum() / len(plain)
+    return {"pairwise": loss, "logexp": loss, "pairwise_margin": with_margin.sum() / len(plain)}
 
 
 # --- gae ---
@@ -578,7 +604,54 @@ def _jsd_from_hidden(case: Case) -> Outputs:
 # --- rewards ---
 
 
+def soft_overlong_trl(c: Case) -> Outputs:
+    h = c.hyper
+    limits = {"max_len": h["max_completion_len"], "buffer": h["soft_punish_cache"]}
+    return {"reward": torch.tensor([soft_overlong(n, **limits) for n in c["lengths"].tolist()], dtype=torch.float64)}
+
+
+def repetition_trl(c: Case) -> Outputs:
+    h = c.hyper
+    answers = [[i for i in row if i != h["padding"]] for row in c["ids"].tolist()]
+    rewards = [repetition(ids, n=h["ngram_size"], penalty=h["max_penalty"]) for ids in answers]
+    return {"reward": torch.tensor(rewards, dtype=torch.float64)}
+
+
+def length_penalties_openrlhf(c: Case) -> Outputs:
+    h = c.hyper
+    limits = {"max_len": h["max_new_tokens"], "buffer": h["overlong_buffer_len"]}
+    penalty = c["rewards"].new_tensor([soft_overlong(n, **limits) for n in c["lengths"].tolist()])
+    rows = list(zip(c["rewards"].tolist(), c["truncated"].tolist(), strict=True))
+    return {
+        "overlong": c["rewards"] + h["overlong_penalty_factor"] * penalty,
+        "stop_scale": torch.tensor([stop_properly(r, cut, scale=0.3) for r, cut in rows], dtype=torch.float64),
+        "stop_fixed": torch.tensor([replace_truncated(r, cut, value=-0.5) for r, cut in rows], dtype=torch.float64),
+    }
+
+
 # --- evaluation ---
+
+
+def pass_at_every_k(c: Case) -> Outputs:
+    found = [unbiased_pass_at_k(c["c"], c.hyper["n"], k) for k in c["k"].tolist()]
+    return {"pass_at_k": torch.stack(found, 1)}
+
+
+def majority_at_every_k(c: Case) -> Outputs:
+    answers, truth = c["answers"][None], torch.tensor([c.hyper["truth"]])
+    read = torch.ones_like(answers, dtype=torch.bool)
+    shared = [majority_at_k(answers, truth, read, k) for k in c["k"].tolist()]
+    first = [majority_at_k(answers, truth, read, k, ties="first") for k in c["k"].tolist()]
+    return {"maj_share": torch.cat(shared), "maj_first": torch.cat(first)}
+
+
+def best_of_every_n(c: Case) -> Outputs:
+    p, reward, draws = c["p"], c["reward"], c["n"].tolist()
+    return {
+        "kl": torch.stack([best_of_n_kl(p, reward, n) for n in draws]),
+        "expected_reward": torch.stack([(best_of_n_policy(p, reward, n) * reward).sum() for n in draws]),
+        "analytic": p.new_tensor([best_of_n_bound(n) for n in draws]),
+    }
 
 
 # --- models ---
@@ -616,6 +689,25 @@ def _greedy(case: Case, model: Decoder) -> Tensor:
 
 
 # --- prm ---
+
+
+def stepwise_loss(c: Case) -> Outputs:
+    logits, labels = c.leaf("logits"), c["labels"]
+    mask = labels != -100
+    per_step, _ = process(two_class_score(logits), labels, mask)
+    loss = per_step.sum() / mask.sum()
+    return {"loss": loss} | gradients(loss, logits=logits)
+
+
+def tokenize_row(c: Case) -> Outputs:
+    h, prompt, labels = c.hyper, c["prompt"], c["labels"].tolist()
+    if h["train_on_last_step_only"]:
+        labels = [None] * (len(labels) - 1) + labels[-1:]
+    steps = [[ord(char) for char in text] for text in c["completions"]]
+    separator = [ord(char) for char in h["step_separator"]]
+    row = label_steps([ord(char) for char in prompt], steps, labels, separator, max_len=h["max_length"])
+    said = [-100 if label is None else int(label) for label in row.labels]
+    return {"input_ids": torch.tensor(row.segment.tokens), "labels": torch.tensor(said)}
 
 
 # --- online ---
@@ -663,7 +755,13 @@ ADAPTERS: dict[str, dict[str, Callable[[Case], Outputs]]] = {
         **dict.fromkeys(("accumulated_nll", "accumulated_dft", "hf_causal_lm_loss"), _sft_step),
         **dict.fromkeys(("openrlhf_token", "openrlhf_sequence"), _openrlhf_sft),
     },
-    "reward_model": {},
+    "reward_model": {
+        "bradley_terry_plain": bradley_terry_trl,
+        "bradley_terry_margin": bradley_terry_trl,
+        "bradley_terry_centred": bradley_terry_trl,
+        "bradley_terry_margin_centred": bradley_terry_trl,
+        "openrlhf": bradley_terry_openrlhf,
+    },
     "gae": {
         "verl": verl_gae,
         "verl_holes": verl_gae,
@@ -736,10 +834,18 @@ ADAPTERS: dict[str, dict[str, Callable[[Case], Outputs]]] = {
     },
     "kto": {"kto": trl_kto, "apo_zero_unpaired": trl_apo_zero_unpaired},
     "distill": {"generalized_jsd": _jsd, "chunked_divergence": _jsd_from_hidden},
-    "rewards": {},
-    "evaluation": {},
+    "rewards": {
+        "soft_overlong": soft_overlong_trl,
+        "repetition": repetition_trl,
+        "length_penalties_openrlhf": length_penalties_openrlhf,
+    },
+    "evaluation": {
+        "pass_at_k": pass_at_every_k,
+        "maj_at_k": majority_at_every_k,
+        "best_of_n": best_of_every_n,
+    },
     "models": dict.fromkeys(("llama", "qwen2", "qwen3"), _whole_model),
-    "prm": {},
+    "prm": {"stepwise_loss": stepwise_loss, "tokenize_row": tokenize_row},
     "online": {"xpo_sigmoid": trl_xpo, "xpo_ipo": trl_xpo_ipo, "nash_md": trl_nash},
 }
 """Family -> name of the case -> adapter."""
