@@ -8,8 +8,10 @@ to 24 of the book tell the story.
 from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
+from posttrain import rng
 from posttrain.batch import TokenBatch, collate_groups, weigh
 from posttrain.data.rows import Data, pick, report, tasks
 from posttrain.envs.rollout import rollout
@@ -18,8 +20,10 @@ from posttrain.evals.run import evaluate
 from posttrain.models.load import frozen_copy, load
 from posttrain.objectives.advantages import NEEDS, estimate, running_baseline
 from posttrain.objectives.kl import kl_estimate
-from posttrain.objectives.policy import Objective, next_beta, policy_loss
+from posttrain.objectives.objective import Objective
+from posttrain.objectives.policy import chosen_tokens, policy_loss
 from posttrain.objectives.presets import PRESETS
+from posttrain.objectives.regularizers import next_beta, next_entropy, next_proximal
 from posttrain.objectives.returns import token_rewards
 from posttrain.records import Group
 from posttrain.rewards.base import score
@@ -73,7 +77,7 @@ class Config:
                 problems.append(f"{name} = {getattr(self, name)} must be at least 1")
         if self.objective.needs_critic:
             problems.append('objective.advantage = "gae" needs a critic: use `posttrain train ppo`')
-        if extra := NEEDS.get(self.objective.advantage, frozenset()) - {"baseline"}:
+        if extra := NEEDS.get(self.objective.advantage, frozenset()) - {"baseline", "k"}:
             problems.append(
                 f'objective.advantage = "{self.objective.advantage}" needs {", ".join(sorted(extra))}, which this loop '
                 "does not make: call posttrain.objectives.estimate in a loop of your own, or choose another advantage"
@@ -87,7 +91,7 @@ class Config:
             problems.append(
                 f"minibatches = {self.minibatches} cannot exceed prompts = {self.prompts}: groups stay whole"
             )
-        if self.minibatches > 1 and self.objective.ratio == "none":
+        if self.minibatches > 1 and not self.objective.corrects_stale:
             problems.append(
                 f'minibatches = {self.minibatches} with ratio = "none": after the first update the samples are stale '
                 'and nothing corrects for it. Use 1, or objective.ratio = "token"'
@@ -126,23 +130,12 @@ def train(cfg: Config, run: Run) -> Result:
     reference = frozen_copy(loaded.model) if cfg.objective.needs_reference else None
     sampler = TorchSampler(policy.model)
     state = run.load(
-        {"policy": policy}, {"beta": cfg.objective.kl.beta, "baseline": 0.0, "weight": 0.0, "silent": 0, "best": None}
+        {"policy": policy}, {**first_weights(cfg.objective), "baseline": 0.0, "weight": 0.0, "silent": 0, "best": None}
     )
     sampler.update(policy)
 
     def loss(out: Outputs, b: TokenBatch) -> tuple[list[Term], Metrics]:
-        value, metrics = policy_loss(
-            out.logp,
-            out.logp.detach() if b.old_logp is None else b.old_logp,  # one update per rollout: the ratio is exactly 1
-            b.advantage,
-            b.mask,
-            cfg.objective,
-            ref_logp=b.ref_logp,
-            sampled_logp=b.sampled_logp,
-            beta=state["beta"] if cfg.objective.kl.where == "loss" else None,
-            entropy=out.entropy,
-        )
-        return [Term("policy", value, b.weights["token"])], metrics
+        return policy_terms(out, b, cfg.objective, state, run.seed(step, "tokens"))
 
     if run.done == 0:
         run.note(report(rows))
@@ -163,7 +156,9 @@ def train(cfg: Config, run: Run) -> Result:
             batch, state = with_advantages(batch, reward, cfg.objective, state)
             for part in batch.minibatches(min(cfg.minibatches, len(kept)), run.seed(step)):
                 part = weigh(part, cfg.objective.average)
-                metrics = add(metrics, policy.step(Part(part, loss, ("logp", "entropy"))))
+                part = Part(part, loss, ("logp", "entropy"), coupled=cfg.objective.coupled)
+                metrics = add(metrics, policy.step(part))
+            state |= next_weights(cfg.objective, state, metrics)
             sampler.update(policy)
             if first:
                 run.check(step, check_gap(metrics), policy.first)
@@ -173,6 +168,45 @@ def train(cfg: Config, run: Run) -> Result:
         run.save(step, {"policy": policy}, state)
     run.check(cfg.steps, check_movement(policy.moved_since(loaded.folder)))
     return run.finish()
+
+
+def policy_terms(
+    out: Outputs, b: TokenBatch, objective: Objective, state: dict, seed: int
+) -> tuple[list[Term], Metrics]:
+    """The policy's term of a step. seed: of the tokens that are drawn, where the objective draws some."""
+    chosen = None
+    if objective.coupled:
+        place = torch.arange(b.mask.numel(), device=b.mask.device)
+        draws = rng.uniform(torch.full_like(place, seed), place).view(b.mask.shape)
+        chosen = chosen_tokens(objective, out.logp, b.advantage, b.mask, entropy=out.entropy, draws=draws)
+    value, metrics = policy_loss(
+        out.logp,
+        out.logp.detach() if b.old_logp is None else b.old_logp,  # one update per rollout: the ratio is exactly 1
+        b.advantage,
+        b.mask,
+        objective,
+        ref_logp=b.ref_logp,
+        sampled_logp=b.sampled_logp,
+        entropy=out.entropy,
+        chosen=chosen,
+        beta=state["beta"] if objective.kl.where == "loss" else None,
+        tie=state["tie"] if objective.proximal.estimator != "none" else None,
+        bonus=state["bonus"],
+    )
+    return [Term("policy", value, b.weights["token"])], metrics
+
+
+def first_weights(objective: Objective) -> dict[str, float]:
+    """What the loop's state holds of leash, tie and bonus; of the bonus also its weight before its own gate."""
+    bonus = objective.entropy.weight
+    return {"beta": objective.kl.beta, "tie": objective.proximal.weight, "entropy": bonus, "bonus": bonus}
+
+
+def next_weights(objective: Objective, state: dict, metrics: Metrics) -> dict[str, float]:
+    """The weights of tie and bonus for the next step, after what was measured in this one."""
+    kl_old, entropy = (float(metrics[name][0]) / max(float(metrics[name][1]), 1.0) for name in ("kl_old", "entropy"))
+    weight, bonus = next_entropy(objective.entropy, state["entropy"], entropy)
+    return {"tie": next_proximal(objective.proximal, state["tie"], kl_old), "entropy": weight, "bonus": bonus}
 
 
 def usable(groups: list[Group], objective: Objective) -> list[Group]:
@@ -201,7 +235,13 @@ def with_advantages(batch: TokenBatch, reward: Tensor, objective: Objective, sta
     rewards = token_rewards(row_reward, batch.mask, kl=kl, beta=state["beta"] if kl is not None else 0.0)
     baseline = state["baseline"] if objective.advantage == "return" else None
     advantage = estimate(
-        objective.advantage, rewards, batch.mask, batch.group, trajectory=batch.trajectory, baseline=baseline
+        objective.advantage,
+        rewards,
+        batch.mask,
+        batch.group,
+        trajectory=batch.trajectory,
+        baseline=baseline,
+        k=objective.k,
     )
     state = dict(state)
     if objective.advantage == "return":

@@ -10,7 +10,14 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from posttrain.algorithms.group import check_gap, last_segment_reward, with_logps
+from posttrain.algorithms.group import (
+    check_gap,
+    first_weights,
+    last_segment_reward,
+    next_weights,
+    policy_terms,
+    with_logps,
+)
 from posttrain.batch import TokenBatch, collate_groups, weigh
 from posttrain.data.rows import Data, pick, report, tasks
 from posttrain.envs.rollout import rollout
@@ -20,10 +27,12 @@ from posttrain.models.heads import ScalarModel
 from posttrain.models.load import frozen_copy, load
 from posttrain.objectives.advantages.batch import whiten
 from posttrain.objectives.kl import kl_estimate
-from posttrain.objectives.policy import Objective, next_beta, policy_loss, value_loss
+from posttrain.objectives.objective import Objective
 from posttrain.objectives.presets import PRESETS
+from posttrain.objectives.regularizers import next_beta
 from posttrain.objectives.returns import explained_variance, gae, token_rewards
 from posttrain.objectives.tokens import values_before
+from posttrain.objectives.value import value_loss
 from posttrain.rewards.base import score
 from posttrain.rewards.resolve import rewards_for
 from posttrain.sample.base import SamplingParams
@@ -127,15 +136,11 @@ def train(cfg: Config, run: Run) -> Result:
     reference = frozen_copy(loaded.model) if cfg.objective.needs_reference else None
     sampler = TorchSampler(policy.model)
     parts = {"policy": policy, "critic": critic}
-    state = run.load(parts, {"beta": cfg.objective.kl.beta, "silent": 0, "best": None})
+    state = run.load(parts, {**first_weights(cfg.objective), "silent": 0, "best": None})
     sampler.update(policy)
 
     def loss(out: Outputs, b: TokenBatch) -> tuple[list[Term], Metrics]:
-        value, metrics = policy_loss(
-            out.logp, b.old_logp, b.advantage, b.mask, cfg.objective, ref_logp=b.ref_logp, sampled_logp=b.sampled_logp,
-            beta=state["beta"] if cfg.objective.kl.where == "loss" else None, entropy=out.entropy,
-        )  # fmt: skip
-        return [Term("policy", value, b.weights["token"])], metrics
+        return policy_terms(out, b, cfg.objective, state, run.seed(step, "tokens"))
 
     def critic_loss(out: Outputs, b: TokenBatch) -> tuple[list[Term], Metrics]:
         value, metrics = value_loss(values_before(out.values), b.old_value, b.value_target, b.mask, clip=cfg.value_clip)
@@ -164,7 +169,10 @@ def train(cfg: Config, run: Run) -> Result:
                 fit = critic.step(Part(mini, critic_loss, ("values",)))
                 metrics = add(metrics, {k: v for k, v in fit.items() if k not in ("loss", "lr", "grad_norm")})
                 if step >= cfg.warmup_steps:
-                    metrics = add(metrics, policy.step(Part(mini, loss, ("logp", "entropy"))))
+                    part = Part(mini, loss, ("logp", "entropy"), coupled=cfg.objective.coupled)
+                    metrics = add(metrics, policy.step(part))
+        if "kl_old" in metrics:
+            state |= next_weights(cfg.objective, state, metrics)
         sampler.update(policy)
         if first and policy.version > 0:
             run.check(step, check_gap(metrics), policy.first)

@@ -42,6 +42,8 @@ from posttrain.objectives.distill import (
     top_k_renormalised,
     with_rest,
 )
+from posttrain.objectives.divergence import binary_kl, binary_tv
+from posttrain.objectives.gates import Gate, gate_keep
 from posttrain.objectives.kl import (
     absolute,
     adaptive_beta,
@@ -59,9 +61,20 @@ from posttrain.objectives.kl import (
     tilted,
     with_gradient_of,
 )
-from posttrain.objectives.policy import Kl, Objective, next_beta, policy_loss, value_loss
+from posttrain.objectives.mismatch import Mismatch, mismatch_weight
+from posttrain.objectives.objective import Objective
+from posttrain.objectives.policy import chosen_tokens, policy_loss
 from posttrain.objectives.preference import MENU, PreferenceLoss, cdpo, dpo, dpo_norm, hinge, ipo, robust
 from posttrain.objectives.presets import PRESETS
+from posttrain.objectives.regularizers import (
+    Entropy,
+    Kl,
+    Proximal,
+    next_beta,
+    next_entropy,
+    next_proximal,
+    proximal_penalty,
+)
 from posttrain.objectives.returns import (
     explained_variance,
     gae,
@@ -74,12 +87,13 @@ from posttrain.objectives.reward import all_pairs, bradley_terry, outcome, plack
 from posttrain.objectives.supervised import cross_entropy, dft, prompt_completion_weights, smoothed_cross_entropy
 from posttrain.objectives.surrogate import (
     Clip,
-    Mismatch,
+    Clipped,
     clipped_gain,
     clipped_tokens,
+    gamma_weight,
     importance,
-    mismatch_weight,
 )
+from posttrain.objectives.token_masks import Chosen, Focus, covariance, drawn_covariance, top_covariance, top_entropy
 from posttrain.objectives.tokens import (
     TokenStats,
     answers,
@@ -93,16 +107,23 @@ from posttrain.objectives.tokens import (
     token_logprobs,
     values_before,
 )
+from posttrain.objectives.value import value_loss
 
 __all__ = [
     "MENU",
     "PRESETS",
     "Average",
+    "Chosen",
     "Clip",
+    "Clipped",
+    "Entropy",
+    "Focus",
+    "Gate",
     "Kl",
     "Mismatch",
     "Objective",
     "PreferenceLoss",
+    "Proximal",
     "TokenStats",
     "absolute",
     "adaptive_beta",
@@ -110,6 +131,8 @@ __all__ = [
     "answers",
     "batch_center",
     "batch_zscore",
+    "binary_kl",
+    "binary_tv",
     "bradley_terry",
     "cdpo",
     "center",
@@ -117,8 +140,10 @@ __all__ = [
     "center_then_scale",
     "center_then_whiten",
     "check_shapes",
+    "chosen_tokens",
     "clipped_gain",
     "clipped_tokens",
+    "covariance",
     "cross_entropy",
     "decoupled",
     "detached",
@@ -126,11 +151,14 @@ __all__ = [
     "doubling_beta",
     "dpo",
     "dpo_norm",
+    "drawn_covariance",
     "entropy",
     "estimate",
     "explained_variance",
     "forward_kl",
     "gae",
+    "gamma_weight",
+    "gate_keep",
     "generalized_jsd",
     "group_std",
     "hinge",
@@ -157,6 +185,8 @@ __all__ = [
     "mixed",
     "moments",
     "next_beta",
+    "next_entropy",
+    "next_proximal",
     "optimal_token",
     "outcome",
     "pass_at_k",
@@ -165,6 +195,7 @@ __all__ = [
     "policy_loss",
     "predicting",
     "prompt_completion_weights",
+    "proximal_penalty",
     "reverse_kl",
     "rewards_to_go",
     "reweighted_k2",
@@ -181,6 +212,8 @@ __all__ = [
     "token_logprobs",
     "token_rewards",
     "token_weights",
+    "top_covariance",
+    "top_entropy",
     "top_k_bucketed",
     "top_k_renormalised",
     "value_loss",

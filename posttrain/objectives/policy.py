@@ -1,163 +1,25 @@
 """The policy loss of the whole PPO and GRPO family, as one formula over a record of choices.
 
-`Objective` is the menu: how an advantage is made, over what the ratio is taken, how it is clipped, how losses are
-averaged, where the KL leash sits, which groups are kept, what corrects a mismatched sampler. `policy_loss` reads the
-choices and knows no method by name; the names are rows of `presets`. Combinations without a meaning are refused when
-they are made; unusual ones are allowed and described by `notes`. Sections 13, 14 and 24 of the explainer tell it.
+`policy_loss` reads an `Objective` and knows no method by name. Where the choices compare all tokens of a step,
+`chosen_tokens` makes the comparison and the loss is handed its result. Sections 13, 14 and 24 of the explainer tell it.
 """
-
-from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from posttrain.errors import ConfigError
-from posttrain.objectives.advantages import ADVANTAGES, NEEDS_GROUP, Advantage
-from posttrain.objectives.average import Average
-from posttrain.objectives.kl import ESTIMATORS, Estimator, adaptive_beta, k3, kl_estimate
-from posttrain.objectives.surrogate import (
-    RATIOS,
-    Clip,
-    Mismatch,
-    Ratio,
-    clipped_gain,
-    clipped_tokens,
-    importance,
-    mismatch_weight,
-)
+from posttrain.objectives.gates import gate_keep
+from posttrain.objectives.kl import k3, kl_estimate
+from posttrain.objectives.mismatch import Mismatch, mismatch_weight
+from posttrain.objectives.objective import Objective
+from posttrain.objectives.regularizers import proximal_penalty
+from posttrain.objectives.surrogate import Clip, clipped_gain, clipped_tokens, importance
+from posttrain.objectives.token_masks import Chosen, drawn_covariance, top_covariance, top_entropy
 from posttrain.objectives.tokens import check_shapes, masked
 
 Sums = dict[str, tuple[Tensor, Tensor]]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Kl:
-    """The leash to the reference policy."""
-
-    where: Literal["none", "reward", "loss"] = "none"
-    """reward: charged per token inside the reward, as RLHF does. loss: a term of the loss, as GRPO does. none: no
-    leash, and no reference model is needed."""
-    estimator: Estimator = "k3"
-    """How kl(policy ‖ reference) is estimated at a sampled token; see `kl`."""
-    beta: float = 0.0
-    """Weight of the leash; the first value, where `target` is set."""
-    corrected: bool = False
-    """Multiply the estimate by the token's importance ratio, with the gradient through both factors (DeepSeek-V3.2).
-    Only in the loss."""
-    target: float | None = None
-    """KL per answer, in nats summed over its tokens, that beta is steered to (Ziegler et al.). None: beta stays."""
-    horizon: int = 10_000
-    """Answers over which a KL off by 20% or more moves beta by about 20%. Only with `target`."""
-
-    def __post_init__(self):
-        if self.where not in ("none", "reward", "loss"):
-            raise ConfigError(f'kl.where = "{self.where}" is not one of none, reward, loss.')
-        if self.estimator not in ESTIMATORS:
-            raise ConfigError(f'kl.estimator = "{self.estimator}" is not one of {", ".join(ESTIMATORS)}.')
-        if self.where == "none" and (self.beta or self.corrected or self.target is not None):
-            raise ConfigError(
-                f'kl.where = "none" with beta = {self.beta}, corrected = {self.corrected}, target = {self.target}: '
-                'without a leash these change nothing. Set kl.where to "reward" or "loss", or leave them out.'
-            )
-        if self.where != "none" and not self.beta > 0:
-            raise ConfigError(
-                f'kl.where = "{self.where}" with beta = {self.beta}: a leash of weight 0 costs a reference pass and '
-                'changes nothing. Set beta (GRPO 0.04, RLHF 0.02 to 0.1), or kl.where = "none".'
-            )
-        if self.where == "loss" and self.estimator == "k1":
-            raise ConfigError(
-                'kl.estimator = "k1" in the loss has gradient 0 in expectation: it restrains nothing. Use "k2" (the '
-                'gradient of kl(policy ‖ reference)), "k3" (GRPO), or kl.where = "reward".'
-            )
-        if self.where == "reward" and (self.corrected or self.estimator.endswith("+")):
-            raise ConfigError(
-                f'kl.where = "reward" with estimator = "{self.estimator}", corrected = {self.corrected}: a reward has '
-                'no gradient to correct. Use "k1", or put the leash into the loss.'
-            )
-        if self.target is not None and self.target <= 0:
-            raise ConfigError(f"kl.target = {self.target}: the KL steered to must be positive (Ziegler et al. use 6).")
-        if self.horizon <= 0:
-            raise ConfigError(f"kl.horizon = {self.horizon}: must be a positive number of answers (10,000 is usual).")
-        if self.target is None and self.horizon != 10_000:
-            raise ConfigError(f"kl.horizon = {self.horizon} changes nothing without kl.target.")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Objective:
-    """What a policy-gradient step maximises: one choice on each of eight axes. A method is a row of values."""
-
-    advantage: Advantage = "zscore"
-    """What is made of the rewards; see `advantages` (and `gae`, for a critic)."""
-    ratio: Ratio = "token"
-    """Over what the importance ratio is taken; see `importance`."""
-    clip: Clip = Clip()
-    """How far the ratio may move."""
-    average: Average = Average("sequence")
-    """How the losses of tokens are averaged over a step."""
-    kl: Kl = Kl()
-    """The leash to the reference."""
-    keep: Literal["all", "mixed"] = "all"
-    """mixed: only groups whose rewards differ (DAPO's dynamic sampling, without the refill)."""
-    mismatch: Mismatch = Mismatch()
-    """Correction where the sampler's probabilities differ from the learner's."""
-    entropy: float = 0.0
-    """Weight of an entropy bonus."""
-
-    def __post_init__(self):
-        if self.advantage not in ADVANTAGES:
-            raise ConfigError(f'objective.advantage = "{self.advantage}" is not one of {", ".join(ADVANTAGES)}.')
-        if self.ratio not in RATIOS:
-            raise ConfigError(f'objective.ratio = "{self.ratio}" is not one of {", ".join(RATIOS)}.')
-        if self.keep not in ("all", "mixed"):
-            raise ConfigError(f'objective.keep = "{self.keep}" is not one of all, mixed.')
-        if self.average.kind == "pair":
-            raise ConfigError('objective.average = "pair" is for preference losses; a policy loss has one per token.')
-        if self.entropy < 0:
-            raise ConfigError(f"objective.entropy = {self.entropy}: a negative bonus rewards collapse; use 0 or more.")
-        if self.ratio == "none" and self.clip.kind != "none":
-            raise ConfigError(
-                f'objective.clip.kind = "{self.clip.kind}" with objective.ratio = "none": without a ratio there is '
-                'nothing to clip. Set clip.kind to "none", or ratio to "token".'
-            )
-        if self.ratio != "token" and self.kl.corrected:
-            raise ConfigError(
-                f'objective.kl.corrected with objective.ratio = "{self.ratio}": the correction is each token\'s own '
-                'ratio. Set ratio to "token", or corrected to false.'
-            )
-
-    @property
-    def needs_group(self) -> bool:
-        """Whether one answer per prompt would teach nothing."""
-        return self.advantage in NEEDS_GROUP or self.keep == "mixed"
-
-    @property
-    def needs_reference(self) -> bool:
-        """Whether log-probabilities of a frozen reference are needed."""
-        return self.kl.where != "none"
-
-    @property
-    def needs_critic(self) -> bool:
-        """Whether values are needed."""
-        return self.advantage == "gae"
-
-    def notes(self) -> list[str]:
-        """What is legal but unusual about this combination, one sentence each, for the log."""
-        found = []
-        whole = self.ratio in ("sequence", "sequence_sum")
-        if self.ratio in ("sequence", "sequence_token") and self.clip.kind == "min" and self.clip.high > 0.05:
-            found.append(
-                f"clip.high = {self.clip.high} with a length-normalised sequence ratio hardly clips; GSPO has 4e-4."
-            )
-        if whole and self.average.kind in ("token", "sum", "constant"):
-            found.append(f'ratio = "{self.ratio}" with average = "{self.average.kind}" weighs answers by their length.')
-        if self.clip.kind == "weight" and (self.clip.low or 1) < 1:
-            found.append(f"clip.low = {self.clip.low} gives CISPO a lower edge, which its paper does not have.")
-        if self.ratio == "none":
-            found.append("without a ratio, samples must be fresh: make one optimizer step per batch of samples.")
-        if self.kl.where == "reward" and self.kl.estimator in ("k2", "abs"):
-            found.append(f'estimator = "{self.kl.estimator}" in the reward is biased; "k1" is not.')
-        return found
+_MAX_LOG_RATIO = 80.0
+"""exp of more overflows float32."""
 
 
 def policy_loss(
@@ -169,129 +31,180 @@ def policy_loss(
     *,
     ref_logp: Tensor | None = None,
     sampled_logp: Tensor | None = None,
-    beta: float | None = None,
     entropy: Tensor | None = None,
+    chosen: Chosen | None = None,
+    beta: float | None = None,
+    tie: float | None = None,
+    bonus: float | None = None,
 ) -> tuple[Tensor, Sums]:
     """Loss of every token for any objective of the family, unaveraged.
 
-        L_t = -w_t · gain_t(ρ, A) + β · kl_t · [kl.where = loss] - entropy · H_t
+        L_t = w_t · ( -keep_t · gain_t(ρ, A) + tie · proximal_t ) + β · kl_t · [kl.where = loss] - bonus · H_t
 
     PPO: Schulman et al. 2017 (arXiv 1707.06347), eq. 7. GRPO: Shao et al. 2024 (arXiv 2402.03300), eq. 3.
 
     logp: [N, T] of the learner now, with gradient. old_logp: [N, T] of the learner when the step began.
     advantage: [N, T]. mask: [N, T], true where the policy chose the token. What stands elsewhere is never read.
     ref_logp: [N, T] of the reference; needed where the leash is in the loss, else only measured.
-    sampled_logp: [N, T] as the sampler reported; needed by a mismatch correction, else only measured.
-    beta: the leash's present weight, where a controller moves it; None: `objective.kl.beta`.
-    entropy: [N, T] in nats, with gradient; needed where `objective.entropy` is not 0, else only measured.
+    sampled_logp: [N, T] as the sampler reported; needed where `objective.needs_sampler`, else only measured.
+    entropy: [N, T] in nats, with gradient; needed by a bonus, else only measured.
+    chosen: the tokens picked over the whole step, from `chosen_tokens`; needed where `objective.coupled`.
+    beta, tie, bonus: present weights of leash, penalty and bonus, where a controller moves them; None: the objective's.
 
     Returns the loss [N, T], 0 outside the mask, and metrics as (sum, count) under the names of the metrics glossary.
-    Raises ConfigError if something that the objective needs is missing, or a beta is given that it would not use.
+    Raises ConfigError if something that the objective needs is missing, or a weight is given that it would not use.
 
     At logp = old_logp, without leash and bonus, the gradient is REINFORCE's, -A ∇log π, for every ratio but the
-    sequence ones, which spread it evenly over the answer.
+    sequence ones, which spread it evenly over the answer. Sections 13 and 24.
     """
     check_shapes("NT", logp, old_logp, advantage, mask)
-    beta = _check_inputs(objective, ref_logp, sampled_logp, beta, entropy)
+    beta, tie, bonus = _weights(objective, ref_logp, sampled_logp, entropy, chosen, beta, tie, bonus)
     logp, old_logp = masked(logp, mask), masked(old_logp, mask).detach()
+    sampled = None if sampled_logp is None else masked(sampled_logp, mask).detach()
     advantage = masked(advantage, mask).detach()
-    log_ratio = importance(logp, old_logp, mask, objective.ratio)
-    gain = clipped_gain(log_ratio, logp, advantage, objective.clip)
-    metrics = _metrics(log_ratio, logp - old_logp, advantage, mask, objective.clip)
-    if sampled_logp is not None:
-        weight, cut = mismatch_weight(old_logp, sampled_logp, mask, objective.mismatch)
-        gain = weight * gain
-        gap = masked(old_logp - sampled_logp, mask).abs()
-        metrics |= {"sampler_gap_mean": _sum(gap, mask), "sampler_gap_max": (gap.max(), torch.ones(()))}
-        if objective.mismatch.kind != "off":
-            metrics["mismatch_cut_share"] = _sum(cut, mask)
+    start = sampled if objective.old == "sampler" else old_logp
+    log_ratio = importance(logp, start, mask, objective.ratio)
+    gain = clipped_gain(log_ratio, logp, advantage, mask, objective.clip)
+    metrics = _metrics(log_ratio, logp - start, advantage, mask, objective.clip)
+    if objective.gate.kind != "none":
+        keep = gate_keep(
+            logp, sampled if objective.gate.against == "sampler" else start, advantage, mask, objective.gate
+        )
+        gain = masked(gain, keep)
+        metrics["gate_cut_share"] = _sum(~keep & mask, mask)
+    if objective.focus.kind != "all":
+        gain = masked(gain, chosen.gain)
+        metrics["focus_share"] = _sum(chosen.gain & mask, mask)
     loss = -gain
+    if objective.proximal.estimator != "none":
+        penalty = proximal_penalty(logp - start, mask, objective.proximal.estimator, objective.proximal.level)
+        penalty = penalty if objective.proximal.share is None else masked(penalty, chosen.penalty)
+        metrics["proximal"] = _sum(penalty.detach(), mask)
+        loss = loss + tie * penalty
+    if sampled is not None:
+        loss, found = _mismatched(loss, old_logp, sampled, mask, objective.mismatch)
+        metrics |= found
     if ref_logp is not None:
         ref_ratio = logp - masked(ref_logp, mask).detach()
         for name in ("k1", "k2", "k3"):
             metrics[f"kl_ref_{name}"] = _sum(kl_estimate(ref_ratio.detach(), name), mask)
         if objective.kl.where == "loss":
             kl = kl_estimate(ref_ratio, objective.kl.estimator)
-            loss = loss + beta * (kl * log_ratio.exp() if objective.kl.corrected else kl)
+            loss = loss + beta * (kl * _ratio(log_ratio) if objective.kl.corrected else kl)
     if entropy is not None:
-        bonus = masked(entropy, mask)
-        metrics["entropy"] = _sum(bonus.detach(), mask)
-        loss = loss - objective.entropy * bonus if objective.entropy else loss
+        undecided = masked(entropy, mask)
+        metrics["entropy"] = _sum(undecided.detach(), mask)
+        loss = loss - bonus * undecided if bonus else loss
     return masked(loss, mask), metrics
 
 
-def value_loss(
-    values: Tensor, old_values: Tensor, targets: Tensor, mask: Tensor, *, clip: float | None = None
-) -> tuple[Tensor, Sums]:
-    """Squared error of a critic, with PPO's optional clipping around the values it had when the step began.
+def chosen_tokens(
+    objective: Objective,
+    logp: Tensor,
+    advantage: Tensor,
+    mask: Tensor,
+    *,
+    entropy: Tensor | None = None,
+    draws: Tensor | None = None,
+) -> Chosen:
+    """The tokens that an objective picks among all of a step. Coupled: give it every row of the optimizer step.
 
-        L_t = ½ max( (V - R)², (V_old + clamp(V - V_old, -ε, ε) - R)² )
+        focus "entropy"      gain = top_entropy(H)               80/20
+        focus "covariance"   gain = not drawn_covariance(…)      Clip-Cov
+        proximal.share       penalty = top_covariance(…)         KL-Cov
 
-    Schulman et al. 2017's released code; Engstrom et al. 2020 (arXiv 2005.12729), section 3.
+    Wang et al. 2025 (arXiv 2506.01939); Cui et al. 2025 (arXiv 2505.22617).
 
-    values: [N, T] now, with gradient. old_values, targets: [N, T], fixed for all passes over the batch. mask: [N, T].
-    clip: ε, in units of reward; None: plain ½ (V - R)².
+    objective: the choices. logp, advantage, mask: [N, T]. entropy: [N, T] in nats, needed by the first.
+    draws: [N, T] uniform numbers, needed by the second.
 
-    Returns the loss [N, T], 0 outside the mask, and metrics. V_old = 0.2, V = 1, R = 0.9, ε = 0.2 has loss 0.125 and
-    gradient 0, though V is almost right: a small ε freezes a critic.
+    Returns two boolean masks [N, T], for `policy_loss`; what the objective does not pick is the whole mask. Raises
+    ConfigError if entropy or draws are missing.
+
+    An objective that is not coupled gets (mask, mask). Section 24.
     """
-    check_shapes("NT", values, old_values, targets, mask)
-    values, old_values = masked(values, mask), masked(old_values, mask).detach()
-    targets = masked(targets, mask).detach()
-    error = (values - targets).square()
-    metrics = {"value_mean": _sum(values.detach(), mask), "return_mean": _sum(targets, mask)}
-    if clip is not None:
-        if clip <= 0:
-            raise ConfigError(f"value clip = {clip}: it must be positive, in units of reward; None turns clipping off.")
-        near = old_values + (values - old_values).clamp(-clip, clip)
-        held = (near - targets).square()
-        metrics["value_clip_share"] = _sum((held > error).detach(), mask)
-        error = torch.maximum(error, held)
-    loss = error / 2
-    return loss, metrics | {"value_loss": _sum(loss.detach(), mask)}
+    check_shapes("NT", logp, advantage, mask)
+    focus, gain, penalty = objective.focus, mask, mask
+    if focus.kind == "entropy":
+        if entropy is None:
+            raise ConfigError('focus.kind = "entropy" needs the entropy of every token: ask the learner for it.')
+        gain = top_entropy(entropy, mask, focus.share)
+    if focus.kind == "covariance":
+        if draws is None:
+            raise ConfigError('focus.kind = "covariance" draws tokens at random and needs a uniform number for each.')
+        gain = mask & ~drawn_covariance(logp, advantage, mask, draws, share=focus.share, low=focus.low, high=focus.high)
+    if objective.proximal.share is not None:
+        penalty = top_covariance(logp, advantage, mask, objective.proximal.share)
+    return Chosen(gain, penalty)
 
 
-def next_beta(kl: Kl, beta: float, measured: float, samples: int) -> float:
-    """The leash's weight for the next step: unchanged without a target, else moved by Ziegler's controller.
-
-    beta: of this step. measured: KL per answer in this step, in nats summed over its tokens. samples: answers in it.
-    """
-    if kl.target is None:
-        return beta
-    return adaptive_beta(beta, measured, target=kl.target, samples=samples, horizon=kl.horizon)
-
-
-def _check_inputs(
+def _weights(
     objective: Objective,
     ref_logp: Tensor | None,
     sampled_logp: Tensor | None,
-    beta: float | None,
     entropy: Tensor | None,
-) -> float:
-    """The leash's weight, after a look at whether everything needed is there."""
+    chosen: Chosen | None,
+    beta: float | None,
+    tie: float | None,
+    bonus: float | None,
+) -> tuple[float, float, float]:
+    """The present weights of leash, penalty and bonus, after a look at whether everything needed is there."""
     if objective.kl.where == "loss" and ref_logp is None:
         raise ConfigError('kl.where = "loss" needs ref_logp: compute the reference\'s log-probabilities for the batch.')
-    if objective.mismatch.kind != "off" and sampled_logp is None:
-        raise ConfigError(f'mismatch.kind = "{objective.mismatch.kind}" needs sampled_logp, which the sampler reports.')
-    if objective.entropy and entropy is None:
-        raise ConfigError(f"objective.entropy = {objective.entropy} needs entropy per token: ask the learner for it.")
+    if objective.needs_sampler and sampled_logp is None:
+        raise ConfigError(
+            f'mismatch.kind = "{objective.mismatch.kind}", old = "{objective.old}", gate.against = '
+            f'"{objective.gate.against}" needs sampled_logp, which the sampler reports.'
+        )
+    if (objective.entropy.weight or bonus) and entropy is None:
+        raise ConfigError(
+            f"entropy.weight = {bonus or objective.entropy.weight} needs entropy per token: ask the learner for it."
+        )
+    if objective.coupled and chosen is None:
+        raise ConfigError(
+            f'focus.kind = "{objective.focus.kind}", proximal.share = {objective.proximal.share} needs the tokens that '
+            "were picked among all of the step: make them with chosen_tokens, and hand them over as `chosen`."
+        )
     if beta is not None and objective.kl.where != "loss":
         raise ConfigError(f'beta = {beta} was given, but kl.where = "{objective.kl.where}": this loss has no KL term.')
-    return objective.kl.beta if beta is None else beta
+    if tie is not None and objective.proximal.estimator == "none":
+        raise ConfigError(f'tie = {tie} was given, but proximal.estimator = "none": this loss has no penalty.')
+    return (
+        objective.kl.beta if beta is None else beta,
+        objective.proximal.weight if tie is None else tie,
+        objective.entropy.weight if bonus is None else bonus,
+    )
+
+
+def _mismatched(
+    loss: Tensor, old_logp: Tensor, sampled: Tensor, mask: Tensor, mismatch: Mismatch
+) -> tuple[Tensor, Sums]:
+    """The loss times the weight for the sampler's mismatch, and how large the mismatch is."""
+    gap = (old_logp - sampled).abs()
+    metrics = {"sampler_gap_mean": _sum(gap, mask), "sampler_gap_max": (gap.max(), torch.ones(()))}
+    if mismatch.kind == "off":
+        return loss, metrics
+    weight, cut = mismatch_weight(old_logp, sampled, mask, mismatch)
+    return weight * loss, metrics | {"mismatch_cut_share": _sum(cut, mask)}
+
+
+def _ratio(log_ratio: Tensor) -> Tensor:
+    return log_ratio.clamp(max=_MAX_LOG_RATIO).exp()
 
 
 def _metrics(log_ratio: Tensor, moved: Tensor, advantage: Tensor, mask: Tensor, clip: Clip) -> Sums:
     """What to watch in a step. moved: token log-ratio to the policy that began the step, whatever the ratio is."""
     log_ratio, moved = log_ratio.detach(), moved.detach()
     ratio = masked(log_ratio.exp(), mask)
-    low, high = clipped_tokens(log_ratio, advantage, clip)
+    low, high, cap = clipped_tokens(log_ratio, advantage, clip)
     return {
         "ratio_mean": _sum(ratio, mask),
         "ratio_max": (ratio.max(), torch.ones(())),
         "kl_old": _sum(k3(-moved), mask),
-        "clip_share": _sum((low | high) & mask, mask),
+        "clip_share": _sum((low | high | cap) & mask, mask),
         "clip_low_share": _sum(low & mask, mask),
         "clip_high_share": _sum(high & mask, mask),
+        "clip_cap_share": _sum(cap & mask, mask),
         "advantage_abs": _sum(advantage.abs(), mask),
         "advantage_mean": _sum(advantage, mask),
     }
