@@ -7,6 +7,7 @@ meaning, or a named function in `posttrain.objectives.peers`.
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from golden import Case
@@ -34,9 +35,13 @@ from posttrain.objectives.advantages import (
 )
 from posttrain.objectives.average import Average, row_weights, token_weights
 from posttrain.objectives.distill import generalized_jsd, jsd_from_hidden
+from posttrain.objectives.gates import Gate, gate_keep
 from posttrain.objectives.kl import adaptive_beta, forward_kl, jensen_shannon, k1, reverse_kl
+from posttrain.objectives.mismatch import Mismatch, mismatch_weight
 from posttrain.objectives.normalize import moments_std, update_moments
+from posttrain.objectives.objective import Objective
 from posttrain.objectives.peers.preference import trl_nash_md
+from posttrain.objectives.policy import chosen_tokens, policy_loss
 from posttrain.objectives.preference import (
     alphapo,
     aot,
@@ -72,6 +77,7 @@ from posttrain.objectives.preference import (
     xpo,
 )
 from posttrain.objectives.process import process, two_class_score
+from posttrain.objectives.regularizers import Kl, Proximal
 from posttrain.objectives.returns import gae, rewards_to_go, token_rewards
 from posttrain.objectives.reward import bradley_terry
 from posttrain.objectives.selection import (
@@ -82,11 +88,15 @@ from posttrain.objectives.selection import (
     unbiased_pass_at_k,
 )
 from posttrain.objectives.supervised import cross_entropy, dft
+from posttrain.objectives.surrogate import Clip, clipped_tokens, gamma_weight, importance
+from posttrain.objectives.token_masks import Chosen, Focus
 from posttrain.objectives.tokens import answers, entropy, logprobs_from_hidden, masked, token_logprobs
+from posttrain.objectives.value import value_loss
 from posttrain.packing import best_fit, best_fit_split, wrapped
 from posttrain.rewards.shaping import repetition, replace_truncated, soft_overlong, stop_properly
 from posttrain.sample.base import SamplingParams
 from posttrain.sample.torch import TorchSampler
+from posttrain.train.metrics import mean as average_of
 
 Outputs = dict[str, Tensor]
 
@@ -260,16 +270,198 @@ def kl_in_reward_openrlhf(c: Case) -> Outputs:
     return {"rewards": rewards}
 
 
+def on_tokens(c: Case) -> Tensor:
+    """Advantages [N] on every token, or as they are."""
+    advantage = c["advantages"]
+    return advantage if advantage.dim() == 2 else advantage[:, None].expand_as(c["mask"])
+
+
+def policy_outputs(c: Case, objective: Objective, weights: Tensor, **inputs: object) -> Outputs:
+    """The averaged loss of an objective on a case, with its gradient."""
+    logps, mask = c.leaf("logps"), c["mask"].bool()
+    old = c.inputs.get("old_logps", c["logps"])
+    draws = torch.zeros_like(logps)
+    inputs.setdefault("chosen", chosen_tokens(objective, logps, on_tokens(c), mask, draws=draws))
+    loss, _ = policy_loss(logps, old, on_tokens(c), mask, objective, **inputs)
+    total = (weights * loss).sum()
+    return {"loss": total} | gradients(total, logps=logps)
+
+
+def cut_shares(c: Case, objective: Objective) -> tuple[Tensor, Tensor, Tensor]:
+    """The shares of tokens that the band and the cap cut, and the mean log π_old/π."""
+    mask = c["mask"].bool()
+    log_ratio = importance(c["logps"], c["old_logps"], mask, objective.ratio)
+    cut = clipped_tokens(log_ratio, on_tokens(c), objective.clip)
+    weights = peers.verl_weights(mask, "token-mean")
+    band, cap, gap = ((weights * x).sum() for x in (cut.low | cut.high, cut.cap, k1(c["old_logps"] - c["logps"])))
+    return band, cap, gap
+
+
+def verl_dual_clip(c: Case) -> Outputs:
+    h = c.hyper
+    objective = Objective(clip=Clip(low=h["clip_low"], high=h["clip_high"], cap=h["dual_clip"]))
+    band, cap, gap = cut_shares(c, objective)
+    found = policy_outputs(c, objective, peers.verl_weights(c["mask"].bool(), h["loss_agg_mode"]))
+    return found | {"clipfrac": band, "clipfrac_lower": cap, "approx_kl": gap}
+
+
+OPENRLHF_RATIO = {"ppo": "token", "gspo": "sequence"}
+
+
+def openrlhf_ppo(c: Case) -> Outputs:
+    h = c.hyper
+    clip = Clip(low=h["clip_low"], high=h["clip_high"], cap=h["dual_clip"])
+    objective = Objective(ratio=OPENRLHF_RATIO[h["type"]], clip=clip)
+    by_token = h["token_level_loss"] and h["type"] == "ppo"  # OpenRLHF averages GSPO by answer
+    mode = "token-mean" if by_token else "seq-mean-token-mean"
+    band, _, gap = cut_shares(c, objective)
+    found = policy_outputs(c, objective, peers.verl_weights(c["mask"].bool(), mode))
+    return found | {"clip_ratio": band, "ppo_kl": gap}
+
+
+def critic(c: Case) -> Outputs:
+    h, values, mask = c.hyper, c.leaf("values"), c["mask"].bool()
+    epsilon = h["cliprange_value"] if "cliprange_value" in h else h["clip_eps"]
+    loss, metrics = value_loss(values, c["old_values"], c["returns"], mask, clip=epsilon)
+    by_token = h.get("token_level_loss", True)
+    total = (peers.verl_weights(mask, "token-mean" if by_token else "seq-mean-token-mean") * loss).sum()
+    share = average_of(metrics)["value_clip_share"]
+    return {"loss": total, "clipfrac": torch.as_tensor(share)} | gradients(total, values=values)
+
+
 # --- aggregation ---
+
+VERL_MODES = ("token_mean", "token_sum", "seq_mean_token_sum", "seq_mean_token_mean", "seq_mean_token_sum_norm")
+
+
+def verl_aggregation(c: Case) -> Outputs:
+    mode, counts, mask = c.hyper["loss_agg_mode"], c.hyper["global_counts"], c["mask"].bool()
+    ways = {"local": {}, "with_global_counts": counts, "dp2": counts | {"dp_size": 2}}
+    return {name: (peers.verl_weights(mask, mode, **way) * c["loss_mat"]).sum() for name, way in ways.items()}
 
 
 # --- rollout_correction ---
 
 
+def openrlhf_corrected(c: Case) -> Outputs:
+    h, (low, high) = c.hyper, c.hyper["threshold"]
+    if h["mode"] == "clip":
+        mismatch = Mismatch(kind="truncate", low=low, high=high)
+    else:
+        unit = {"token": "token", "seq": "geometric"}[h["level"]]
+        mismatch = Mismatch(kind="mask", statistic=h["gating"], unit=unit, low=low, high=high)
+    objective = Objective(clip=Clip(low=h["clip_low"], high=h["clip_high"]), mismatch=mismatch)
+    weights = peers.verl_weights(c["mask"].bool(), "token-mean")
+    return policy_outputs(c, objective, weights, sampled_logp=c["rollout_logps"])
+
+
+def trl_mismatch(c: Case) -> Outputs:
+    level, kind = c.hyper["mode"].split("_")
+    mismatch = Mismatch(kind=kind, level=level, low=c.hyper["clip_min"], high=c.hyper["clip_max"])
+    weight, _ = mismatch_weight(c["old_logps"], c["sampling_logps"], c["mask"].bool(), mismatch)
+    return {"ratio": weight[:, :1] if level == "sequence" else weight}
+
+
 # --- grpo ---
+
+TRL_SETTINGS = ("max_completion_length", "num_items_in_batch", "gradient_accumulation_steps", "steps_per_generation")
+
+
+def trl_rule(h: dict) -> Clip:
+    match h["loss_type"]:
+        case "cispo":
+            return peers.capped_weight(h["epsilon_high"])
+        case "sapo":
+            return Clip(kind="soft", tau=h.get("sapo_temperature_pos", 1.0),
+                        tau_negative=h.get("sapo_temperature_neg", 1.05))  # fmt: skip
+        case "vespo":
+            return trl_gamma(h.get("vespo_k_pos", 2.0), h.get("vespo_lambda_pos", 3.0), h.get("vespo_k_neg", 3.0),
+                             h.get("vespo_lambda_neg", 2.0))  # fmt: skip
+    return Clip(low=h["epsilon_low"], high=h["epsilon_high"], cap=h.get("delta"))
+
+
+def trl_gamma(k: float, lam: float, k_negative: float, lam_negative: float) -> Clip:
+    return Clip(kind="gamma", k=k, lam=lam, k_negative=k_negative, lam_negative=lam_negative)
+
+
+def trl_objective(h: dict) -> Objective:
+    """TRL reads the level for every loss but VESPO, whose ratio is the answer's."""
+    threshold, corrected = h.get("off_policy_mask_threshold"), h.get("use_bias_correction_kl", False)
+    return Objective(
+        ratio="sequence_sum" if h["loss_type"] == "vespo" else h["importance_sampling_level"],
+        clip=trl_rule(h),
+        gate=Gate() if threshold is None else Gate(kind="answer", low=threshold, against="sampler"),
+        kl=Kl(where="loss", beta=h["beta"], corrected=corrected) if h.get("beta") else Kl(),
+        mismatch=Mismatch(kind="truncate", high=None) if h.get("use_vllm") else Mismatch(),
+    )
+
+
+def trl_policy(c: Case) -> Outputs:
+    h, inputs = c.hyper, {}
+    mask = c["mask"].bool() & c.inputs.get("tool_mask", c["mask"]).bool()
+    settings = {name: h[name] for name in TRL_SETTINGS if name in h}
+    weights = peers.trl_policy_weights(mask, h["loss_type"], **settings)
+    if "top_entropy_quantile" in h:
+        picked = peers.trl_top_entropy(c["entropies"], mask, h["top_entropy_quantile"])
+        inputs["chosen"] = Chosen(picked, mask)
+    if "is_ratio" in c.inputs:
+        inputs["sampled_logp"] = peers.sampler_of(c["old_logps"], c["is_ratio"])
+    if "sampling_logps" in c.inputs:
+        inputs["sampled_logp"] = c["sampling_logps"]
+    found = trl_loss(c, mask, weights, inputs)
+    if h.get("_entropy_bonus_enabled"):
+        bonus = peers.trl_policy_weights(mask, "bnpo", **settings) * c["entropies"]  # by token, whatever the loss is
+        found["loss"] = found["loss"] - h["entropy_coef"] * bonus.sum()
+    return found
+
+
+def trl_loss(c: Case, mask: Tensor, weights: Tensor, inputs: dict) -> Outputs:
+    objective, logps = trl_objective(c.hyper), c.leaf("logps")
+    if "chosen" in inputs:
+        objective = replace(objective, focus=Focus(kind="entropy", share=c.hyper["top_entropy_quantile"]))
+    old = c.inputs.get("old_logps", c["logps"])
+    loss, _ = policy_loss(logps, old, on_tokens(c), mask, objective, ref_logp=c.inputs.get("ref_logps"), **inputs)
+    total = (weights * loss).sum()
+    return {"loss": total} | gradients(total, logps=logps)
+
+
+def trl_gmpo(c: Case) -> Outputs:
+    h = c.hyper
+    clip = Clip(kind="geometric", low=h["epsilon_low"], high=h["epsilon_high"])
+    objective = Objective(clip=clip, kl=Kl(where="loss", beta=h["beta"]) if h.get("beta") else Kl())
+    weights = peers.trl_policy_weights(c["mask"].bool(), "grpo")
+    return policy_outputs(c, objective, weights, ref_logp=c.inputs.get("ref_logps"))
+
+
+def trl_off_policy_mask(c: Case) -> Outputs:
+    gate = Gate(kind="answer", low=c.hyper["threshold"])
+    return {"keep": gate_keep(c["logps"], c["sampling_logps"], on_tokens(c), c["mask"].bool(), gate)[:, :1]}
+
+
+def trl_gamma_weights(c: Case) -> Outputs:
+    h = c.hyper
+    log_ratio = importance(c["log_ratio"], torch.zeros_like(c["log_ratio"]), c["mask"].bool(), "sequence_sum")
+    clip = trl_gamma(h["k_pos"], h["lambda_pos"], h["k_neg"], h["lambda_neg"])
+    return {"phi": gamma_weight(log_ratio, on_tokens(c), clip)[:, :1]}
+
+
+TRL_POLICY = [f"{kind}_{what}" for kind in ("grpo", "bnpo", "dr_grpo", "dapo", "cispo", "sapo", "luspo", "vespo")
+              for what in ("token", "sequence", "kl", "accum4")]  # fmt: skip
+TRL_POLICY += [f"{kind}_{what}" for kind in ("grpo", "dapo") for what in (
+    "delta", "bias_corrected_kl", "top_entropy", "tool_mask", "on_policy", "off_policy_mask", "entropy_bonus", "tis",
+)]  # fmt: skip
 
 
 # --- rloo ---
+
+
+def trl_rloo_loss(c: Case) -> Outputs:
+    h, logps, mask = c.hyper, c.leaf("logps"), c["mask"].bool()
+    objective = Objective(ratio="sequence_sum", clip=Clip(low=h["epsilon_low"], high=h["epsilon_high"]))
+    old = peers.spread_over_tokens(c["old_seq_logps"], mask)
+    loss, _ = policy_loss(logps, old, on_tokens(c), mask, objective)
+    total = (peers.trl_policy_weights(mask, "grpo") * loss).sum()
+    return {"loss": total} | gradients(total, logps=logps)
 
 
 # --- advantages ---
@@ -411,6 +603,58 @@ def _truncated(case: Case) -> Outputs:
 
 
 # --- verl_losses ---
+
+
+def verl_objective(name: str, h: dict) -> Objective:
+    low, high = h["clip_low"], h["clip_high"]
+    match name:
+        case "vanilla":
+            return Objective(clip=Clip(low=low, high=high, cap=h["dual_clip"]))
+        case "gspo":
+            return Objective(ratio="sequence_token", clip=Clip(low=low, high=high))
+        case "sapo":
+            return Objective(clip=Clip(kind="soft", tau=h["tau_pos"], tau_negative=h["tau_neg"]))
+        case "gpg":
+            return Objective(ratio="none", clip=Clip(kind="log"))
+        case "geo_mean":
+            return Objective(clip=Clip(kind="geometric", low=low, high=high))
+        case "cispo":
+            return Objective(clip=Clip(kind="weight", low=low, high=high))
+    return verl_newer_objective(name, h, low, high)
+
+
+def verl_newer_objective(name: str, h: dict, low: float, high: float) -> Objective:
+    match name:
+        case "kl_cov":
+            tie = Proximal(estimator="abs", weight=h["ppo_kl_coef"], share=h["kl_cov_ratio"])
+            return Objective(clip=Clip(kind="none"), proximal=tie)
+        case "dppo_tv" | "dppo_kl":
+            gate = Gate(kind={"dppo_tv": "tv", "dppo_kl": "binary_kl"}[name], low=low, high=high)
+            return Objective(clip=peers.capped_weight(h["truncated_ratio_cap"]), gate=gate)
+        case "dro":
+            tie = Proximal(estimator="k2", weight=h["dro_beta"])
+            return Objective(ratio="none", clip=Clip(kind="log"), proximal=tie)
+
+
+VERL_OWN_WEIGHTS = {
+    "sapo": lambda mask: peers.verl_weights(mask, "seq-mean-token-mean"),
+    "geo_mean": lambda mask: peers.trl_policy_weights(mask, "grpo"),  # a plain mean over rows, empty ones too
+}
+
+
+def verl_policy(c: Case) -> Outputs:
+    name, mask = c.name.removesuffix("_tis"), c["mask"].bool()
+    objective, inputs = verl_objective(name, c.hyper), {}
+    if "is_weights" in c.inputs:
+        level = "geometric" if name == "geo_mean" else "token"
+        objective = replace(objective, mismatch=Mismatch(kind="truncate", level=level, high=None))
+        inputs["sampled_logp"] = peers.sampler_of(c["old_logps"], c["is_weights"])
+    own = VERL_OWN_WEIGHTS.get(name)
+    weights = peers.verl_weights(mask, c.hyper["loss_agg_mode"]) if own is None else own(mask)
+    return policy_outputs(c, objective, weights, **inputs)
+
+
+VERL_POLICY = ("vanilla", "gspo", "sapo", "gpg", "kl_cov", "geo_mean", "cispo", "dppo_tv", "dppo_kl", "dro")
 
 
 # --- dpo ---
@@ -778,11 +1022,32 @@ ADAPTERS: dict[str, dict[str, Callable[[Case], Outputs]]] = {
         "adaptive_kl": adaptive_kl,
         "kl_in_reward_verl": kl_in_reward_verl,
         "kl_in_reward_openrlhf": kl_in_reward_openrlhf,
+        **{f"verl_dual_clip_{mode}": verl_dual_clip for mode in VERL_MODES},
+        **dict.fromkeys(("openrlhf_ppo", "openrlhf_ppo_seq", "openrlhf_ppo_dual", "openrlhf_gspo"), openrlhf_ppo),
+        **dict.fromkeys(("value_loss_verl", "value_loss_openrlhf"), critic),
     },
-    "aggregation": {},
-    "rollout_correction": {},
-    "grpo": {},
-    "rloo": {},
+    "aggregation": dict.fromkeys(VERL_MODES, verl_aggregation),
+    "rollout_correction": {
+        **{
+            f"openrlhf_{way}": openrlhf_corrected
+            for way in (
+                "token_clip_ratio",
+                "token_mask_ratio",
+                "seq_mask_ratio",
+                "seq_mask_binary_kl",
+                "token_mask_tv",
+            )
+        },
+        **{f"trl_{level}_{kind}": trl_mismatch for level in ("token", "sequence") for kind in ("truncate", "mask")},
+    },
+    "grpo": {
+        **dict.fromkeys(TRL_POLICY, trl_policy),
+        "grpo_token_advantages": trl_policy,
+        "gmpo": trl_gmpo,
+        "off_policy_mask": trl_off_policy_mask,
+        "vespo_weights": trl_gamma_weights,
+    },
+    "rloo": {"trl_loss": trl_rloo_loss},
     "advantages": {
         **{f"grpo_{scale}{missing}": trl_grpo for scale in ("group", "batch", "none") for missing in ("", "_missing")},
         "gdpo": trl_gdpo,
@@ -812,7 +1077,7 @@ ADAPTERS: dict[str, dict[str, Callable[[Case], Outputs]]] = {
         **{f"openrlhf_{kind}": openrlhf for kind in OPENRLHF_SHAPED},
     },
     "data": dict.fromkeys(("pack_bfd", "pack_bfd_split", "pack_wrapped"), _packed),
-    "verl_losses": {},
+    "verl_losses": {name + end: verl_policy for name in VERL_POLICY for end in ("", "_tis")},
     "dpo": {
         **dict.fromkeys(TRL_DPO_CASES, trl_dpo),
         "openrlhf_dpo": pair_loss(cdpo, label_smoothing="label_smoothing"),

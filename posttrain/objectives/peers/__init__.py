@@ -18,10 +18,19 @@ from posttrain.objectives.peers.advantages import (
     verl_zscore,
 )
 from posttrain.objectives.peers.kl import openrlhf_kl, openrlhf_unbiased_kl, verl_kl, verl_masked_mean
+from posttrain.objectives.peers.policy import (
+    capped_weight,
+    sampler_of,
+    spread_over_tokens,
+    trl_policy_weights,
+    trl_top_entropy,
+    verl_weights,
+)
 from posttrain.objectives.peers.preference import trl_nash_md
 from posttrain.objectives.peers.returns import openrlhf_gae, openrlhf_rewards_to_go, openrlhf_token_rewards
 
 __all__ = [
+    "capped_weight",
     "keep_lone",
     "openrlhf_gae",
     "openrlhf_kl",
@@ -30,7 +39,11 @@ __all__ = [
     "openrlhf_unbiased_kl",
     "openrlhf_whiten",
     "openrlhf_whiten_rows",
+    "sampler_of",
+    "spread_over_tokens",
     "trl_nash_md",
+    "trl_policy_weights",
+    "trl_top_entropy",
     "trl_whiten",
     "verl_center_live",
     "verl_kl",
@@ -38,6 +51,7 @@ __all__ = [
     "verl_moments",
     "verl_optimal_token",
     "verl_pass_at_k",
+    "verl_weights",
     "verl_whiten",
     "verl_zscore",
 ]
