@@ -81,7 +81,6 @@ def rewards_to_go(rewards: Tensor, mask: Tensor, *, gamma: float = 1.0) -> Tenso
     Rewards (1, 0, 2) with γ = 0.5 give (1.5, 1, 2). Section 11.
     """
     check_shapes("NT", rewards, mask)
-    rewards = masked(rewards, mask)
     returns = torch.zeros_like(rewards)
     following = rewards.new_zeros(len(rewards))
     for t in range(rewards.shape[1] - 1, -1, -1):
@@ -115,7 +114,7 @@ def gae(
     values (0.2, 0.5, 0.4, 0.8) with λ = 0.5 give (0.375, 0.15, 0.5, 0.2). Section 12.
     """
     check_shapes("NT", rewards, values, mask)
-    rewards, values = masked(rewards.detach(), mask), masked(values.detach(), mask)
+    rewards, values = rewards.detach(), masked(values.detach(), mask)
     advantages = torch.zeros_like(values)
     following = values.new_zeros(len(values))
     value_next = following if last_value is None else last_value.detach().to(values.dtype)
@@ -174,7 +173,7 @@ def length_adaptive_lambda(mask: Tensor, alpha: float = 0.05) -> Tensor:
     100 tokens give 0.8, 1000 give 0.98. Section 24.
     """
     check_shapes("NT", mask)
-    return (1 - 1 / (alpha * mask.sum(1).clamp(min=1).to(torch.get_default_dtype()))).clamp(min=0)
+    return (1 - 1 / (alpha * mask.sum(1).to(torch.get_default_dtype()))).clamp(min=0)
 
 
 def explained_variance(values: Tensor, targets: Tensor, mask: Tensor) -> Tensor:

@@ -67,7 +67,10 @@ def test_whiten_of_next_to_nothing():
     assert whiten(torch.tensor([[9.0, 5, 9]]), mask).tolist() == [[0, 0, 0]]
     assert whiten(torch.tensor([[9.0, 5, 9]]), mask, shift=False).tolist() == [[0, 5, 0]]
     assert whiten(torch.full((1, 3), NAN), torch.zeros(1, 3, dtype=torch.bool)).tolist() == [[0, 0, 0]]
-    assert [float(m) for m in moments(torch.tensor([[9.0, 5, 9]]), mask)] == [5, 0]
+    x = torch.tensor([[9.0, 5, 7]])
+    assert [float(m) for m in moments(x, mask)] == [5, 0]
+    assert [float(m) for m in moments(x, torch.zeros_like(mask))] == [0, 0]
+    assert [float(m) for m in moments(x, torch.tensor([[False, True, True]]))] == [6, 2]
     with pytest.raises(ShapeError):
         whiten(torch.zeros(1, 3), torch.ones(1, 4, dtype=torch.bool))
 
@@ -92,7 +95,7 @@ def test_batch_statistics_against_loops():
     torch.testing.assert_close(batch_zscore(REWARD, eps=0.2), expected)
     torch.testing.assert_close(batch_zscore(REWARD.nan_to_num(7.0), given=GIVEN, eps=0.2), expected)
     torch.testing.assert_close(center_then_scale(REWARD, GROUP), center(REWARD, GROUP) / (std + 1e-4))
-    torch.testing.assert_close(batch_zscore(torch.tensor([1.0, 2, 3]), eps=0), torch.tensor([-1.0, 0, 1]))
+    torch.testing.assert_close(batch_zscore(torch.tensor([1.0, 2, 3])), torch.tensor([-1.0, 0, 1]) / 1.0001)
     assert batch_center(torch.tensor([1.0, 0, 0, 1])).tolist() == [0.5, -0.5, -0.5, 0.5]
 
 
@@ -219,8 +222,9 @@ def test_optimal_token_of_equal_weights_is_center():
         torch.full((2, 1), 0.5).log(),
         torch.full((2, 1), 0.5),
     )
-    found = optimal_token(torch.tensor([[1.0], [0.0]]), *one, eps=0.0)
-    assert found.tolist() == [[0.5], [-0.5]]
+    reward = torch.tensor([[1.0], [0.0]])
+    torch.testing.assert_close(optimal_token(reward, *one), torch.tensor([[0.5], [-0.5]]), atol=1e-7, rtol=0)
+    assert optimal_token(reward, *one, eps=1.0).tolist() == [[0.75], [-0.25]]  # weights of 1/2 each
     assert not optimal_token(torch.full((2, 1), 0.1), *one).any()  # equal returns, exactly
 
 

@@ -159,6 +159,7 @@ def test_a_group_without_success_has_no_mean_ratio():
 def test_answers_without_tokens_have_no_say_in_a_length_weighted_baseline():
     reward, group = torch.tensor([1.0, 0, 5]), torch.zeros(3, dtype=torch.long)
     assert length_weighted(reward, group, torch.tensor([1, 3, 0])).tolist() == [0.75, -0.25, 4.75]
+    assert length_weighted(reward, group, torch.tensor([1, 0, 0])).tolist() == [0, -1, 4]
     assert length_weighted(reward, group, torch.tensor([0, 0, 0])).isfinite().all()
     with pytest.raises(ShapeError):
         length_weighted(reward, group, torch.tensor([1, 3]))

@@ -132,6 +132,9 @@ def test_decoupled_gae_takes_each_half_from_its_own_lambda():
     found = decoupled_gae(rewards, values, mask, gamma=0.9, lam=lam, target_lam=0.7, last_value=last)
     torch.testing.assert_close(found[0], gae(rewards, values, mask, gamma=0.9, lam=lam, last_value=last)[0])
     torch.testing.assert_close(found[1], gae(rewards, values, mask, gamma=0.9, lam=0.7, last_value=last)[1])
+    usual = torch.tensor([[0.737475, 0.4605, 0.59, 0.2]])
+    for f in (gae, decoupled_gae):
+        torch.testing.assert_close(f(REWARDS, VALUES, ALL)[0], usual)
     advantages, targets = decoupled_gae(REWARDS, VALUES, ALL, lam=0.5)
     torch.testing.assert_close(advantages, torch.tensor([[0.375, 0.15, 0.5, 0.2]]))
     torch.testing.assert_close(targets, torch.ones(1, 4))

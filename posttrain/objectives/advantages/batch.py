@@ -104,8 +104,9 @@ def center_live(reward: Tensor, group: Tensor, *, scale: float = 1.0) -> Tensor:
 
     Groups (1, 0) and (1, 1) have α = 2 and give (1, -1) and (0, 0). Section 24.
     """
-    given, alive = (~reward.isnan()).sum(), mixed(reward, group).sum()
-    return center(reward, group) * (given / alive.clamp(min=1)) / scale
+    live = mixed(reward, group)
+    alpha = (~reward.isnan()).sum() / live.sum()
+    return masked(alpha * center(reward, group) / scale, live)
 
 
 def batch_center(reward: Tensor) -> Tensor:

@@ -28,7 +28,7 @@ def center(reward: Tensor, group: Tensor) -> Tensor:
     Rewards (1, 0, 0, 1, 0, 0, 0, 0) give 0.75 and -0.25. Section 24.
     """
     deviation, ids, size = _deviation(reward, group)
-    return masked(deviation - (_sum(deviation, ids, size) / size.clamp(min=1))[ids], ~reward.isnan())
+    return masked(deviation - (_sum(deviation, ids, size) / size)[ids], ~reward.isnan())
 
 
 def zscore(reward: Tensor, group: Tensor, *, eps: float = 1e-4, ddof: int = 1) -> Tensor:
@@ -81,14 +81,15 @@ def mean_ratio(reward: Tensor, group: Tensor, *, eps: float = 1e-6) -> Tensor:
     Rewards (1, 0, 0, 1, 0, 0, 0, 0) give 3 and -1. Section 24.
     """
     if bool((reward < 0).any()):
-        least = float(reward[reward < 0].min())
+        least = float(reward.nan_to_num().min())
         raise DataError(
             f"mean_ratio got the reward {least}: it divides by the group's mean reward as a success "
             "rate, so rewards must not be negative. Use 0 and 1, or another advantage."
         )
     _, ids, size = _deviation(reward, group)
-    mean = _sum(masked(reward, ~reward.isnan()), ids, size) / size.clamp(min=1)
-    return center(reward, group) / (mean[ids] + eps)
+    given = ~reward.isnan()
+    mean = _sum(masked(reward, given), ids, size) / size
+    return masked(center(reward, group) / (mean[ids] + eps), given)
 
 
 def length_weighted(reward: Tensor, group: Tensor, length: Tensor) -> Tensor:

@@ -76,7 +76,7 @@ def pass_at_k_zscore(reward: Tensor, group: Tensor, *, k: int) -> Tensor:
     advantage = torch.zeros_like(reward)
     for rows in _groups(reward, group):
         n, wrong = len(rows), int((reward[rows] == 0).sum())
-        if n < k or wrong == n or wrong < k:
+        if wrong == n or wrong < k:
             continue
         fails = comb(wrong, k) / comb(n, k)
         scale = (fails * (1 - fails)) ** -0.5
@@ -88,6 +88,6 @@ def pass_at_k_zscore(reward: Tensor, group: Tensor, *, k: int) -> Tensor:
 def _groups(reward: Tensor, group: Tensor) -> list[Tensor]:
     """The rows of each group that have a reward."""
     rows = (~reward.isnan()).nonzero()[:, 0]
-    order = group[rows].argsort(stable=True)
+    order = group[rows].argsort()
     sizes = torch.unique_consecutive(group[rows][order], return_counts=True)[1]
     return list(rows[order].split(sizes.tolist()))

@@ -36,15 +36,13 @@ def optimal_token(
     """
     check_shapes("NT NT N NT NT", token_reward, mask, group, old_logp, sum_sq)
     returns = rewards_to_go(token_reward, mask)
-    chosen, spread = masked(old_logp.detach(), mask).exp(), masked(sum_sq.detach(), mask)
-    energy = masked(1 - 2 * chosen + spread, mask).cumsum(1)
+    energy = masked(1 - 2 * old_logp.detach().exp() + sum_sq.detach(), mask).cumsum(1)
     key, count = _places(mask, group)
     weight, value = energy[mask], returns[mask]
     least = value.new_full((len(count),), torch.inf).scatter_reduce(0, key, value, "amin")
-    above = value - least[key]  # equal returns give exact zeros
+    above = value - least[key]  # so that equal returns, and a lone one, give exact zeros
     total, scale = (value.new_zeros(len(count)).index_add(0, key, x) for x in (weight * above, weight))
-    advantage = masked(above - (total / (scale + eps))[key], (count > 1)[key])
-    return torch.zeros_like(returns).masked_scatter(mask, advantage)
+    return torch.zeros_like(returns).masked_scatter(mask, above - (total / (scale + eps))[key])
 
 
 def still_running(mask: Tensor, group: Tensor) -> Tensor:
@@ -66,6 +64,6 @@ def _places(mask: Tensor, group: Tensor) -> tuple[Tensor, Tensor]:
     """For the masked tokens in order: a dense id of (group, place), [M]; and how many tokens share each id."""
     check_shapes("NT N", mask, group)
     ids = torch.unique(group, return_inverse=True)[1]
-    pairs = ids[:, None] * (mask.shape[1] + 1) + mask.cumsum(1)
+    pairs = ids[:, None] * mask.numel() + mask.cumsum(1)
     _, key, count = torch.unique(pairs[mask], return_inverse=True, return_counts=True)
     return key, count
