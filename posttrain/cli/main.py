@@ -23,7 +23,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "doctor": ("posttrain.cli.doctor", "what is installed; what a run's invariants say"),
     "export": ("posttrain.cli.export", "write a run's model as an ordinary Hugging Face folder"),
     "model-card": ("posttrain.cli.card", "the model card of the embedded base"),
-    "methods": ("posttrain.cli.methods", "list policy-gradient methods, or compare them as a table"),
+    "methods": ("posttrain.cli.methods", "policy-gradient methods as a table; what some do to the same answers"),
 }
 """Verb -> module with `main(words)`, and its line in the help."""
 

@@ -1,8 +1,9 @@
 """Methods as rows of one table: each name stands for a whole `Objective`, with the values its authors print.
 
-Nothing else in the library knows these names. A value that a paper leaves open is said to be so, and is then GRPO's.
-Sampling sizes, learning rates and the shaping of rewards (DAPO's overlong penalty) are not part of an objective;
-section 24 of the explainer compares the rows on one task.
+Nothing else in the library knows these names. The comment above a row begins with its paper, which `posttrain methods`
+prints. A value that a paper leaves open is said to be so, and is then GRPO's. Sampling sizes, learning rates and the
+shaping of rewards (DAPO's overlong penalty) are not part of an objective; section 24 of the explainer compares the rows
+on one task.
 """
 
 from dataclasses import replace
