@@ -221,6 +221,7 @@ def test_pass_at_k_zscore_worked_numbers_and_limits():
     torch.testing.assert_close(one[kept], zscore(reward[kept], group[kept], eps=0, ddof=0))
     torch.testing.assert_close(pass_at_k_zscore(reward, group, k=2)[:2], torch.tensor([1, -1 / 3]))
     assert one[2] == 0 and not pass_at_k_zscore(reward, group, k=5).any()
+    assert torch.equal(pass_at_k_zscore(reward.float(), group, k=1), one.float())
     assert not pass_at_k_zscore(torch.zeros(5), group, k=2).any()
     with pytest.raises(DataError, match="got the reward 0.5"):
         pass_at_k_zscore(torch.tensor([1.0, 0.5]), torch.tensor([0, 0]), k=1)

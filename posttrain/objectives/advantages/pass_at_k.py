@@ -81,7 +81,8 @@ def pass_at_k_zscore(reward: Tensor, group: Tensor, *, k: int) -> Tensor:
         fails = comb(wrong, k) / comb(n, k)
         scale = (fails * (1 - fails)) ** -0.5
         miss = fails - comb(wrong - 1, k - 1) / comb(n - 1, k - 1)
-        advantage[rows] = torch.where(reward[rows] == 1, fails * scale, miss * scale)
+        levels = reward.new_tensor((miss * scale, fails * scale))
+        advantage[rows] = levels[(reward[rows] == 1).long()]
     return advantage
 
 
