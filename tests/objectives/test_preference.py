@@ -80,6 +80,16 @@ def test_every_setting_changes_the_loss(name, setting):
     assert not torch.isclose(other, usual).any()
 
 
+@pytest.mark.parametrize("name", MENU)
+def test_rows_without_a_label_are_left_out(name):
+    logp, ref, more = rows()
+    base = picked(name)(logp, ref, MASK, LABEL, **more)[0]
+    wider = {k: torch.cat([v, v[:1]]) for k, v in more.items()}
+    label = torch.cat([LABEL, torch.zeros(1)])
+    found = picked(name)(*(torch.cat([x, x[:1]]) for x in (logp, ref, MASK)), label, **wider)[0]
+    torch.testing.assert_close(found, base)
+
+
 def sums(logp, ref):
     total, length = answers(logp, MASK)
     return [x[LABEL > 0] for x in (total, length)], [x[LABEL < 0] for x in (total, length)], answers(ref, MASK)[0]

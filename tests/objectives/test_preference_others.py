@@ -9,6 +9,7 @@ from preference_table import nls, sigma
 
 from posttrain.errors import ConfigError, ShapeError
 from posttrain.objectives import preference as p
+from posttrain.objectives.peers import trl_nash_md
 from posttrain.objectives.tokens import answers
 
 GOOD = torch.tensor([True, False, True, False])
@@ -135,7 +136,7 @@ def test_rrhf_against_plain_python(power, nll):
         for m, *row in zip(mask, logp, length, reward, strict=True)
     ]
     junk = torch.where(mask, logp, math.nan).requires_grad_()
-    loss, metrics = p.rrhf(junk, length.masked_fill(~mask, 0), reward, mask, power=power, nll=nll)
+    loss, metrics = p.rrhf(junk, length.masked_fill(~mask, math.nan), reward, mask, power=power, nll=nll)
     torch.testing.assert_close(loss, torch.tensor([x for x, _ in expected]))
     torch.testing.assert_close(metrics["accuracy"], torch.tensor([x for _, x in expected]))
     loss.sum().backward()
@@ -144,8 +145,10 @@ def test_rrhf_against_plain_python(power, nll):
     assert torch.autograd.gradcheck(lambda x: p.rrhf(x, length, reward, mask, power=power, nll=nll)[0], leaf)
 
 
-def test_rrhf_by_hand_and_without_answers():
+def test_rrhf_by_hand_and_without_answers_or_tokens():
     one = torch.ones(1, 2)
+    silent, _ = p.rrhf(torch.tensor([[0.0, -2.0]]), 0 * one, torch.tensor([[0.0, 1.0]]), one > 0)
+    assert silent.item() == 2 + 2
     loss, _ = p.rrhf(torch.tensor([[-1.0, -2.0]]), one, torch.tensor([[0.0, 1.0]]), one > 0)
     assert loss.item() == 1 + 2
     empty, metrics = p.rrhf(one, one, one, one < 0)
@@ -206,14 +209,15 @@ def test_nash_md_against_plain_python_and_without_a_reason_to_move():
     (total, _), (ref_total, _) = answers(logp, mask), answers(ref, mask)
     expected = [-(w - 0.5 - 0.3 * (a - b)) * a for w, a, b in zip(wins, total, ref_total, strict=True)]
     torch.testing.assert_close(loss, torch.stack(expected))
-    leaf = logp.clone().requires_grad_()
+    leaf, judged = logp.clone().requires_grad_(), wins.clone().requires_grad_()
+    for formula in (p.nash_md, trl_nash_md):
+        loss = formula(leaf, ref, mask, judged, beta=0.3)[0]
+        assert torch.autograd.grad(loss.sum(), judged, allow_unused=True) == (None,)
     still = p.nash_md(leaf, logp, mask, torch.full((2,), 0.5), beta=0.3)[0]
     assert not torch.autograd.grad(still.sum(), leaf)[0].any()
 
 
 def test_trl_charges_a_token_for_itself_alone():
-    from posttrain.objectives.peers.preference import trl_nash_md
-
     logp, ref, wins = -torch.rand(2, 3), -torch.rand(2, 3), torch.tensor([0.9, 0.2])
     mask = torch.tensor([[False, True, True], [False, True, False]])
     leaf = torch.where(mask, logp, math.nan).requires_grad_()
@@ -247,6 +251,11 @@ def test_best_and_worst():
     assert best.tolist() == [1] and worst.tolist() == [0]
     none, _ = p.best_and_worst(torch.ones(3), torch.zeros(3))
     assert len(none) == 0
+    many, of = torch.randint(0, 3, (300,)).double(), torch.randint(0, 9, (300,))
+    best, worst = p.best_and_worst(many, of)
+    for k in range(9):
+        mine = [i for i in range(300) if of[i] == k]
+        assert best[k] == max(mine, key=lambda i: (many[i], -i)) and worst[k] == min(mine, key=lambda i: (many[i], i))
 
 
 # --- policies made of two ---
@@ -254,7 +263,7 @@ def test_best_and_worst():
 
 def test_moved_reference():
     policy = torch.ones(2, requires_grad=True)
-    once = p.moved_reference(torch.zeros(2), policy, share=0.6)
+    once = p.moved_reference(torch.zeros(2, requires_grad=True), policy, share=0.6)
     twice = p.moved_reference(once, policy, share=0.6)
     torch.testing.assert_close(twice, torch.full((2,), 0.84))
     assert not twice.requires_grad
@@ -282,8 +291,8 @@ def test_labels_of_a_judge_who_loves_the_first_place():
     assert p.judge_label(swapped, torch.zeros(1)).item() == pytest.approx(0.622459, abs=6e-7)
     assert p.swap_average(gap, swapped).item() == pytest.approx(0.650841, abs=6e-7)
     assert p.swap_logit_average(gap, swapped).item() == pytest.approx(0.731059, abs=6e-7)
-    flags = p.position_biased(torch.tensor([2.5, 1.0, -1.0, -0.1, 0.0]), torch.tensor([0.5, -1.0, 1.0, -3.0, 1.0]))
-    assert flags.tolist() == [1, 0, 0, 1, 0]
+    flags = p.position_biased(torch.tensor([2.5, 1, -1, -0.1, 0, 1]), torch.tensor([0.5, -1, 1, -3, 1, 0]))
+    assert flags.tolist() == [1, 0, 0, 1, 0, 0]
 
 
 def test_both_orders_are_treated_alike():
@@ -337,6 +346,10 @@ def test_best_of_ragged_groups_in_any_order(k):
         before = [j for j in range(7) if group[j] == group[i] and (-reward[j], j) < (-reward[i], i)]
         expected.append(float(len(before) < k))
     assert p.keep_best(reward, group, k=k).tolist() == expected
+    many = torch.randint(0, 3, (300,)).double()
+    first = sorted(range(300), key=lambda i: (-many[i], i))[:k]
+    assert p.keep_best(many, torch.zeros(300), k=k).nonzero()[:, 0].tolist() == sorted(first)
+    assert p.keep_overall(many, k=k).nonzero()[:, 0].tolist() == sorted(first)
 
 
 def test_threshold():
@@ -394,6 +407,8 @@ def test_bond_against_plain_python_and_at_the_reference():
     loss, _ = p.bond(logp, ref, q, best, n=3, jeffreys=0.3, baseline=-0.2)
     gain = q - (logp - ref) / 2 + 0.2
     torch.testing.assert_close(loss, -0.7 * best - 0.3 * 2 * gain * logp)
+    learned = q.clone().requires_grad_()
+    assert not p.bond(logp, ref, learned, best, n=3)[0].requires_grad
     leaf = ref.clone().requires_grad_()
     still, _ = p.bond(leaf, ref, torch.full((3,), -0.5), best, n=3, jeffreys=0.3, baseline=-0.5)
     assert not torch.autograd.grad(still.sum(), leaf)[0].any()
@@ -413,7 +428,9 @@ def test_bond_against_plain_python_and_at_the_reference():
         (lambda x: p.mixture_logits(x, x, share=1.1), "between 0 and 1"),
         (lambda x: p.clamped_label(x, low=0.7, high=0.6), "low <= high"),
         (lambda x: p.clamped_label(x, low=0.0, high=0.6), "0 < low"),
+        (lambda x: p.clamped_label(x, low=0.4, high=1.0), "high < 1"),
         (lambda x: p.keep_best(x, x, k=0), "must be positive"),
+        (lambda x: p.keep_overall(x, k=0), "must be positive"),
         (lambda x: p.reward_weighted(x, x, temperature=0.0), "must be positive"),
         (lambda x: p.rso_acceptance(x, x, beta=-1.0), "must be positive"),
         (lambda x: p.bond(x, x, x, x, n=1), "Use 2 or more"),

@@ -38,7 +38,7 @@ def test_losses_equal_plain_python(name):
 
 @pytest.mark.parametrize("name", TABLE)
 def test_gradients(name):
-    args = tuple(x.requires_grad_(i < 4) for i, x in enumerate(batch(3)))
+    args = tuple(x.requires_grad_(i < 4) for i, x in enumerate(batch(2)))
     assert torch.autograd.gradcheck(lambda *a: TABLE[name].ours(*a)[0], args)
     assert not any(x.requires_grad for x in TABLE[name].ours(*args)[1].values())
 
@@ -227,8 +227,8 @@ def test_orpo_by_hand():
 def test_odpo_offset():
     gap = torch.tensor([1.0, math.e, 0.5])
     torch.testing.assert_close(p.odpo_offset(gap, alpha=2.0), 2 * torch.tensor([0.0, 1.0, math.log(0.5)]))
-    for bad in (0.0, -1.0, math.nan):
-        with pytest.raises(DataError, match="higher score"):
+    for bad, shown in ((0.0, 0.0), (-1.0, -1.0), (math.nan, -math.inf)):
+        with pytest.raises(DataError, match=f"goes down to {shown}: .* higher score"):
             p.odpo_offset(torch.tensor([1.0, bad]), alpha=1.0)
 
 
@@ -284,10 +284,10 @@ def test_desensitised_sums():
 def test_wpo_weights():
     mask = torch.tensor([[False, True, True], [False, False, True], [False, False, False]])
     probability = torch.tensor([[0.9, 0.2, 0.5], [0.9, 0.9, 0.25], [0.9, 0.9, 0.9]])
-    sum_sq = torch.tensor([[0.1, 0.4, 0.5], [0.1, 0.1, 0.25], [0.1, 0.1, 0.1]])
+    sum_sq = torch.tensor([[0.1, 0.4, 0.5], [0.1, 0.1, 0.5], [0.1, 0.1, 0.1]])
     logp = torch.where(mask, probability.log(), math.nan).requires_grad_()
     weight = p.wpo_weights(logp, torch.where(mask, sum_sq.log(), -math.inf), mask)
-    torch.testing.assert_close(weight, torch.tensor([math.sqrt(0.2 / 0.4 * 0.5 / 0.5), 1.0, 1.0]))
+    torch.testing.assert_close(weight, torch.tensor([math.sqrt(0.2 / 0.4 * 0.5 / 0.5), 0.5, 1.0]))
     assert not weight.requires_grad
 
 
@@ -301,7 +301,7 @@ def test_transport_sorts_both_sides(unpaired, smoothing):
     gaps = [a - b for a, b in zip(sorted(first.tolist()), sorted(second.tolist()), strict=True)]
     torch.testing.assert_close(loss, torch.tensor([smooth(BETA * x, smoothing) for x in gaps]))
     torch.testing.assert_close(metrics["margin"], p.dpo(w, lo, rw, rl, beta=BETA)[1]["margin"])
-    leaves = tuple(x.requires_grad_() for x in (w, lo, rw, rl))
+    leaves = tuple(x[:3].clone().requires_grad_() for x in (w, lo, rw, rl))
     assert torch.autograd.gradcheck(lambda *a: formula(*a, beta=BETA, label_smoothing=smoothing)[0], leaves)
     order = torch.tensor([3, 1, 4, 0, 2])
     mixed = formula(w, lo[order], rw, rl[order], beta=BETA, label_smoothing=smoothing)[0]

@@ -145,10 +145,11 @@ class PreferenceLoss:
         self._try_out()
 
     def _try_out(self) -> None:
-        """Take the loss of one imagined pair, so that a formula refuses its numbers now and not at the first step."""
-        logp, mask = torch.tensor([[0.0, -1.0], [0.0, -2.0]]), torch.tensor([[False, True], [False, True]])
+        """Take the loss of no pairs, so that a formula refuses its numbers now and not at the first step."""
+        nothing = torch.tensor([])
+        rows = nothing[:, None]
         try:
-            self(logp, logp, mask, torch.tensor([1.0, -1.0]), sum_sq=torch.ones(2, 2), score_gap=torch.ones(2))
+            self(rows, rows, rows.bool(), nothing, sum_sq=rows, score_gap=nothing)
         except ConfigError as error:
             raise ConfigError(f"loss.{error}") from None
 
@@ -203,7 +204,8 @@ class PreferenceLoss:
         """Loss of each pair [P], unaveraged, from per-token log-probabilities, and metrics as (sum, count).
 
         logp, ref_logp, mask: [2P, T]; ref_logp is read if `needs_reference`. label: [2P], positive on chosen rows,
-        negative on rejected ones; the k-th chosen row and the k-th rejected row are one pair. sum_sq: [2P, T], Σ π² of
+        negative on rejected ones, 0 on rows that are left out; the k-th chosen row and the k-th rejected row are one
+        pair. sum_sq: [2P, T], Σ π² of
         every token, if `needs` says so. score_gap: [2P], on both rows of a pair, if `needs_score_gap`.
         """
         check_shapes("NT NT N", logp, mask, label)

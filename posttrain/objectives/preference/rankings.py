@@ -28,7 +28,7 @@ def dpo_ranking(logp: Tensor, ref_logp: Tensor, mask: Tensor, *, beta: float) ->
     Two answers give `dpo`; at the reference K answers cost log K!. Section 16.
     """
     check_shapes("PK", logp, ref_logp, mask)
-    return plackett_luce(beta * (masked(logp, mask) - masked(ref_logp, mask)), mask)
+    return plackett_luce(beta * (logp - ref_logp), mask)
 
 
 def rrhf(
@@ -51,8 +51,7 @@ def rrhf(
     cost 1 + 2. Section 18.
     """
     check_shapes("PK", logp, length, reward, mask)
-    logp, reward = masked(logp, mask), torch.where(mask, reward, -torch.inf)
-    tokens = torch.where(mask, length, torch.ones((), dtype=length.dtype)).clamp(min=1).to(logp.dtype)
+    reward, tokens = torch.where(mask, reward, -torch.inf), masked(length, mask).clamp(min=1).to(logp.dtype)
     score = logp / tokens**power
     worse = (reward[:, :, None] < reward[:, None, :]) & mask[:, :, None] & mask[:, None, :]
     gap = score[:, :, None] - score[:, None, :]

@@ -51,7 +51,10 @@ def keep_overall(reward: Tensor, *, k: int) -> Tensor:
     Returns [N], 1 or 0; of equals the first rows are kept. It starves hard prompts: with rewards (.9, .8) and (.5, .4)
     of two prompts and k = 2 the second prompt has nothing left. Section 18.
     """
-    return keep_best(reward, torch.zeros_like(reward), k=k)
+    check_shapes("N", reward)
+    kept = torch.zeros_like(reward)
+    kept[torch.argsort(reward, descending=True, stable=True)[: _positive("k", k)]] = 1
+    return kept
 
 
 def keep_above(reward: Tensor, *, threshold: float) -> Tensor:
