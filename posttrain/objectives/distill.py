@@ -14,7 +14,6 @@ every [N, T, V] array is the distribution token t was drawn from (`tokens.logits
 Section 06 of the book tells the story.
 """
 
-import math
 from collections.abc import Callable
 
 import torch
@@ -45,7 +44,7 @@ def logit_distillation(
     logits over 2V. Section 06.
     """
     student, teacher = _softened(student_logits, teacher_logits, mask, temperature)
-    return temperature**2 * masked(forward_kl(student, teacher), mask)
+    return temperature**2 * forward_kl(student, teacher)
 
 
 def generalized_jsd(
@@ -90,8 +89,8 @@ def jsd_from_hidden(
 
     student_hidden: [M, D], student_head: [V, D]; teacher_hidden: [M, E], teacher_head: [V, E]. Row i of both predicts
         the same token (`tokens.predicting` finds the rows).
-    beta, temperature: as in `generalized_jsd`. chunk: rows at a time; some ten matrices of chunk · V numbers are alive
-        at the peak.
+    beta, temperature: as in `generalized_jsd`. chunk: rows at a time; up to sixteen matrices of chunk · V numbers
+        are alive at the peak.
     Returns the loss [M] in nats, in float64 if student_hidden is, else in float32. Only the student gets gradients.
 
     Equal hidden states under equal heads give 0 for every β. Section 06.
@@ -143,7 +142,7 @@ def top_k_bucketed(student_logp: Tensor, teacher_logp: Tensor, mask: Tensor) -> 
     `generalized_jsd`, as log-probabilities are logits. Section 06.
     """
     student, teacher = _top(student_logp, teacher_logp, mask)
-    return masked(forward_kl(with_rest(student), with_rest(teacher)), mask)
+    return forward_kl(with_rest(student), with_rest(teacher))
 
 
 def with_rest(logp: Tensor) -> Tensor:
@@ -193,8 +192,7 @@ def teacher_advantage(logp: Tensor, teacher_logp: Tensor, mask: Tensor, *, disco
     check_shapes("NT", logp, teacher_logp, mask)
     if not 0 <= discount <= 1:
         raise ConfigError(f"discount = {discount} must lie between 0 (this token alone) and 1 (all that follows).")
-    reward = (masked(teacher_logp, mask) - masked(logp, mask)).detach()
-    return rewards_to_go(reward, mask, gamma=discount)
+    return rewards_to_go((teacher_logp - logp).detach(), mask, gamma=discount)
 
 
 def minillm_advantage(logp: Tensor, teacher_logp: Tensor, mask: Tensor) -> Tensor:
@@ -212,7 +210,7 @@ def minillm_advantage(logp: Tensor, teacher_logp: Tensor, mask: Tensor) -> Tenso
     Log-ratios (1, -2, -4) give (-3, -4, 0): a mean, as a sum would favour short answers. Section 06.
     """
     total = teacher_advantage(logp, teacher_logp, mask, discount=1.0)
-    own = teacher_advantage(logp, teacher_logp, mask, discount=0.0)
+    own = teacher_advantage(logp, teacher_logp, mask)
     following = mask.flip(1).cumsum(1).flip(1) - 1
     return (total - own) / following.clamp(min=1)
 
@@ -246,7 +244,7 @@ def logprobs_of(hidden: Tensor, weight: Tensor, ids: Tensor, *, temperature: flo
 def _by_chunks(function: Callable[..., Tensor], chunk: int, weight: Tensor, hidden: Tensor, other: Tensor) -> Tensor:
     """function(hidden, weight, other) for `chunk` rows at a time, forgetting everything but the result in between."""
     parts = [
-        checkpoint(function, h, weight, o, use_reentrant=False, preserve_rng_state=False)
+        checkpoint(function, h, weight, o, use_reentrant=False)
         for h, o in zip(hidden.split(chunk), other.split(chunk), strict=True)
     ]
     return torch.cat(parts)
@@ -270,11 +268,9 @@ def _softened(student: Tensor, teacher: Tensor, mask: Tensor, temperature: float
 
 
 def _top(student_logp: Tensor, teacher_logp: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-    """Both log-probabilities [N, T, K], uniform over 2K outside the mask (any value without junk would do)."""
+    """Both log-probabilities [N, T, K], equal outside the mask; the teacher's without gradient."""
     check_shapes("NTK NTK NT", student_logp, teacher_logp, mask)
-    harmless = -math.log(2 * student_logp.shape[-1])
-    student = torch.where(mask[..., None], student_logp, harmless)
-    return student, torch.where(mask[..., None], teacher_logp.detach(), harmless)
+    return masked(student_logp, mask[..., None]), masked(teacher_logp.detach(), mask[..., None])
 
 
 def _check_beta(beta: float) -> None:

@@ -29,6 +29,8 @@ from posttrain.objectives.tokens import check_shapes, masked
 
 Estimator = Literal["k1", "k2", "k3", "abs", "k1+", "k3+"]
 ESTIMATORS = ("k1", "k2", "k3", "abs", "k1+", "k3+")
+_FORBIDDEN = -1e30
+"""For the -inf of a token that may not be: the same probability, and logaddexp of two of them still has a gradient."""
 _MAX_EXPONENT = 40.0
 """e^40 squared still fits float32; without a limit 0 · inf in a backward would be NaN."""
 
@@ -42,7 +44,7 @@ def _log_pair(logits: Tensor, ref_logits: Tensor) -> tuple[Tensor, Tensor]:
 
 def _expected(weight: Tensor, log_ratio: Tensor) -> Tensor:
     """Σ_v weight · log_ratio, where a probability of exactly zero contributes nothing."""
-    return (weight * torch.where(weight > 0, log_ratio, 0.0)).sum(-1)
+    return (weight * masked(log_ratio, weight > 0)).sum(-1)
 
 
 def reverse_kl(logits: Tensor, ref_logits: Tensor) -> Tensor:
@@ -92,8 +94,8 @@ def jensen_shannon(logits: Tensor, ref_logits: Tensor, beta: float = 0.5) -> Ten
     """
     if not 0 < beta < 1:
         raise ConfigError(f"beta = {beta}: the mixture needs a share of both, between 0 and 1. At the ends JS is 0.")
-    p, q = (x.clamp(min=torch.finfo(x.dtype).min / 4) for x in _log_pair(logits, ref_logits))
-    m = torch.logaddexp(p + math.log1p(-beta), q + math.log(beta))  # two clamped -inf, as two infinite have no gradient
+    p, q = (x.clamp(min=_FORBIDDEN) for x in _log_pair(logits, ref_logits))
+    m = torch.logaddexp(p + math.log1p(-beta), q + math.log(beta))
     return beta * _expected(q.exp(), q - m) + (1 - beta) * _expected(p.exp(), p - m)
 
 

@@ -30,7 +30,7 @@ def cross_entropy(logp: Tensor, mask: Tensor) -> tuple[Tensor, Sums]:
     """
     check_shapes("NT", logp, mask)
     loss = -masked(logp, mask)
-    return loss, _nll(loss, mask)
+    return loss, _nll(loss, torch.count_nonzero(mask))
 
 
 def smoothed_cross_entropy(logp: Tensor, mean_logp: Tensor, mask: Tensor, *, smoothing: float) -> tuple[Tensor, Sums]:
@@ -51,7 +51,7 @@ def smoothed_cross_entropy(logp: Tensor, mean_logp: Tensor, mask: Tensor, *, smo
         raise ConfigError(f"smoothing = {smoothing} must lie between 0 and 1; for 0 use cross_entropy.")
     logp = masked(logp, mask)
     loss = -(1 - smoothing) * logp - smoothing * masked(mean_logp, mask)
-    return loss, _nll(-logp, mask)
+    return loss, _nll(-logp, torch.count_nonzero(mask))
 
 
 def dft(logp: Tensor, mask: Tensor) -> tuple[Tensor, Sums]:
@@ -67,7 +67,7 @@ def dft(logp: Tensor, mask: Tensor) -> tuple[Tensor, Sums]:
     """
     check_shapes("NT", logp, mask)
     logp = masked(logp, mask)
-    return -logp.detach().exp() * logp, _nll(-logp, mask)
+    return -logp.detach().exp() * logp, _nll(-logp, torch.count_nonzero(mask))
 
 
 def prompt_completion_weights(
@@ -104,5 +104,5 @@ def prompt_completion_weights(
     return torch.where(share > 0, share / whole, 0.0)
 
 
-def _nll(loss: Tensor, mask: Tensor) -> Sums:
-    return {"nll": (loss.detach().sum(), torch.count_nonzero(mask))}
+def _nll(loss: Tensor, count: Tensor) -> Sums:
+    return {"nll": (loss.detach().sum(), count)}

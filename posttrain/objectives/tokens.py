@@ -210,7 +210,8 @@ def logprobs_from_hidden(
     hidden: [M, D], row i is already the state that predicts targets[i] (see `predicting`).
     weight: [V, D], the output matrix. targets: [M] token ids.
     temperature: [M] or a number > 0, what the row was sampled with; no gradient flows to it.
-    chunk: rows whose logits exist at one time; memory is chunk · V numbers, plus at most 64 MiB kept for the backward.
+    chunk: rows whose logits exist at one time; one matrix of chunk · V numbers is alive at the peak, or three for the
+        entropy, plus at most 64 MiB kept for the backward.
     needs: which further statistics to make, among "entropy", "sum_sq", "mean_logp", "mean_logit" and "top1".
 
     Returns TokenStats, logarithms in nats. Works in float64 if hidden is, else in float32 (bfloat16 log-softmax loses
@@ -231,9 +232,7 @@ def logprobs_from_hidden(
         raise ConfigError(f"temperature = {temperature}: greedy sampling has no log-probabilities of its own; use 1.0.")
     elif temperature != 1:
         hidden = hidden / temperature
-    weight = weight.to(wide)
-    keep = torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad)
-    return TokenStats(*_ChunkedHead.apply(hidden, weight, targets, chunk, needs, keep))
+    return TokenStats(*_ChunkedHead.apply(hidden, weight.to(wide), targets, chunk, needs, torch.is_grad_enabled()))
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:
@@ -255,8 +254,8 @@ class _ChunkedHead(torch.autograd.Function):
         ent, sum_sq, mean, mean_logit = (hidden.new_empty(rows) if n in needs else None for n in _NEEDS[:4])
         top1 = hidden.new_empty(rows, dtype=torch.bool) if "top1" in needs else None
         kept: list[tuple[Tensor, Tensor]] = []
-        room = _KEEP_BYTES if keep else 0
-        for i in range(0, rows, chunk):
+        room = _KEEP_BYTES * keep
+        for n, i in enumerate(range(0, rows, chunk)):
             part = slice(i, i + chunk)
             z = hidden[part] @ weight.t()
             top = z.amax(1, keepdim=True)
@@ -280,11 +279,10 @@ class _ChunkedHead(torch.autograd.Function):
             if sum_sq is not None:
                 sum_sq[part] = torch.linalg.vecdot(e, e) / total**2
             size = e.numel() * e.element_size()
-            if size <= room:
+            if len(kept) == n and size <= room:  # the first ones, so that the backward finds them by position
                 room -= size
                 kept.append((e, total))
-            else:
-                room = 0  # kept chunks are the first ones, so that the backward finds them by position
+            del z, e  # before the next chunk asks for its memory
         ctx.chunk, ctx.kept = chunk, kept
         ctx.save_for_backward(hidden, weight, targets, lse, ent)
         ctx.set_materialize_grads(False)
@@ -314,7 +312,9 @@ class _ChunkedHead(torch.autograd.Function):
             else:
                 p = e if total is None else e / total[:, None]
                 g = grad_ent[part]
-                dz = p * (scale - g * ent[part])[:, None] + torch.special.entr(p) * g[:, None]
+                dz = torch.special.entr(p).mul_(g[:, None])
+                dz += p.mul_((scale - g * ent[part])[:, None])
+                del p
             if grad_mean is not None:
                 dz += (grad_mean[part] / dz.shape[1])[:, None]
             if grad_logp is not None:
@@ -323,4 +323,5 @@ class _ChunkedHead(torch.autograd.Function):
                 torch.mm(dz, weight, out=grad_hidden[part])
             if needs_weight:
                 grad_weight.addmm_(dz.t(), hidden[part])
+            del e, dz
         return grad_hidden, grad_weight, None, None, None, None

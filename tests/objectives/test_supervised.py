@@ -37,6 +37,7 @@ def test_junk_under_the_mask_changes_nothing(formula):
     loss.sum().backward()
     assert not loss[~mask].any() and not leaf.grad[~mask].any() and torch.isfinite(loss).all()
     total, count = metrics["nll"]
+    assert not total.requires_grad
     assert math.isclose(total / count, -logp[mask].mean())
 
 
@@ -63,8 +64,9 @@ def test_label_smoothing_equals_torch_through_the_chunked_head():
 
 def test_smoothing_by_nothing_is_refused():
     logp, mean, mask = data()
-    with pytest.raises(ConfigError, match="use cross_entropy"):
-        smoothed_cross_entropy(logp, mean, mask, smoothing=0.0)
+    for smoothing in (0.0, 1.0, -0.1):
+        with pytest.raises(ConfigError, match="use cross_entropy"):
+            smoothed_cross_entropy(logp, mean, mask, smoothing=smoothing)
 
 
 def test_formulas_refuse_other_shapes():

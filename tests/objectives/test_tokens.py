@@ -162,6 +162,23 @@ def test_no_tensor_has_a_number_for_every_token_and_word():
     assert whole.numbers == 64 * 50
 
 
+def test_what_is_asked_for_but_not_used_changes_no_bit_of_the_gradient():
+    hidden, weight, targets = head()
+    slopes = []
+    for needs in ((), NEEDS):
+        h = hidden.clone().requires_grad_()
+        logprobs_from_hidden(h, weight, targets, needs=needs).logp.square().sum().backward()
+        slopes.append(h.grad)
+    assert torch.equal(*slopes)
+
+
+def test_temperature_is_given_not_learned():
+    hidden, weight, targets = head()
+    temperature = (torch.rand(23) + 0.5).requires_grad_()
+    logprobs_from_hidden(hidden.requires_grad_(), weight, targets, temperature=temperature).logp.sum().backward()
+    assert temperature.grad is None and hidden.grad is not None
+
+
 def test_frozen_head_or_hidden_get_no_gradient():
     hidden, weight, targets = head()
     h = hidden.clone().requires_grad_()

@@ -11,11 +11,12 @@ from posttrain.objectives.tokens import check_shapes, masked
 
 
 def verl_kl(log_ratio: Tensor, estimator: Estimator) -> Tensor:
-    """verl's kl_penalty: k3 is held to [-10, 10], and its log-ratio to [-20, 20]; the others are free.
+    """verl's kl_penalty: k3 is held to at most 10, the others are free.
 
-        k3 ← clip(k3(clip(r, -20, 20)), -10, 10)
+        k3 ← min(k3(r), 10)
 
-    Schulman 2020 for k3. A token that the reference makes 13 times as probable (r < -2.56) has no gradient left.
+    Schulman 2020 for k3. A token that the reference makes 14 times as probable (r < -2.62) has no gradient left. (verl
+    clips r to [-20, 20] first, which this limit hides.)
 
     log_ratio: r = log π(y) - log π_ref(y), any shape [...]. estimator: a name as in `kl_estimate`; "k3+" has the held
         value and the whole gradient of k2.
@@ -25,7 +26,7 @@ def verl_kl(log_ratio: Tensor, estimator: Estimator) -> Tensor:
     """
     if estimator not in ("k3", "k3+"):
         return kl_estimate(log_ratio, estimator)
-    held = kl_estimate(log_ratio.clamp(-20, 20), "k3").clamp(-10, 10)
+    held = kl_estimate(log_ratio, "k3").clamp(max=10)
     return held if estimator == "k3" else with_gradient_of(held, k2(log_ratio))
 
 
