@@ -681,7 +681,7 @@ def trl_dpo(case: Case) -> Outputs:
     """One loss of TRL's DPO trainer, or a weighted sum of several."""
     logps, ref, mask = case.leaf("logps"), case["ref_logps"], case["mask"].bool()
     kinds = case.hyper["loss_types"]
-    weights = case.hyper.get("weights", [1.0] * len(kinds))
+    weights = case.hyper.get("weights") or [1.0] * len(kinds)
     terms = [trl_sft(logps, mask) if kind == "sft" else trl_pair(case, kind, logps) for kind in kinds]
     loss = sum(weight * term for weight, term in zip(weights, terms, strict=True))
     sums = {"seq_logps": answers(logps, mask)[0], "ref_seq_logps": answers(ref, mask)[0]}
