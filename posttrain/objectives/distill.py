@@ -124,7 +124,8 @@ def top_k_renormalised(student_logp: Tensor, teacher_logp: Tensor, mask: Tensor)
     """
     student, teacher = _top(student_logp, teacher_logp, mask)
     teacher = torch.log_softmax(teacher, -1)
-    return masked((teacher.exp() * (teacher - student)).sum(-1), mask)
+    weight = teacher.exp()
+    return masked((weight * masked(teacher - student, weight > 0)).sum(-1), mask)
 
 
 def top_k_bucketed(student_logp: Tensor, teacher_logp: Tensor, mask: Tensor) -> Tensor:

@@ -248,6 +248,16 @@ def test_where_the_two_top_k_losses_end():
     torch.testing.assert_close(greedy, TEACHER - torch.tensor([0.7, 0.2, 0.0]) / 0.9)
 
 
+def test_a_teacher_who_says_less_than_k_tokens():
+    """Places in the top k that hold no probability (the teacher's own cut) count nothing, also for the gradient."""
+    teacher = torch.tensor([[[0.6, 0.4, 0.0]]]).log()
+    student = torch.tensor([[[0.3, 0.3, 0.2]]]).log().requires_grad_()
+    for f, expected in ((top_k_renormalised, kl((0.6, 0.4), (0.3, 0.3))), (top_k_bucketed, kl((0.6, 0.4), (0.3, 0.3)))):
+        loss = f(student, teacher, ONE)
+        assert math.isclose(loss.item(), expected, rel_tol=1e-9)
+        assert torch.isfinite(torch.autograd.grad(loss.sum(), student)[0]).all()
+
+
 def test_one_token_renormalised_is_cross_entropy():
     logp = torch.randn(2, 4, 1)
     loss = top_k_renormalised(logp, torch.full((2, 4, 1), -0.3), MASK)
