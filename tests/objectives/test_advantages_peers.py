@@ -29,6 +29,7 @@ def test_a_lone_answer_keeps_its_raw_reward():
     assert peers.keep_lone(leave_one_out(REWARD, GROUP), REWARD, GROUP)[2] == 5
     found = peers.verl_zscore(REWARD, GROUP, eps=0.25)
     torch.testing.assert_close(found, torch.tensor([0.5 / 0.75, -0.5 / 0.75, 5 / 1.25, 0]))
+    torch.testing.assert_close(peers.verl_zscore(REWARD, GROUP)[2], torch.tensor(5 / 1.000001))
     torch.testing.assert_close(found[GROUP == 0], zscore(REWARD, GROUP, eps=0.25)[GROUP == 0])
     with pytest.raises(ShapeError):
         peers.keep_lone(REWARD, REWARD[:2], GROUP)
@@ -47,6 +48,7 @@ def test_verl_divides_the_best_of_a_group():
     reward, group = torch.tensor([1.0, 0, 0, 0]), torch.zeros(4, dtype=torch.long)
     torch.testing.assert_close(peers.verl_pass_at_k(reward, group, eps=0.0), torch.tensor([2.0, 0, 0, 0]))
     torch.testing.assert_close(peers.verl_pass_at_k(reward, group, eps=0.5), pass_at_k(reward, group))
+    torch.testing.assert_close(peers.verl_pass_at_k(reward, group)[0], torch.tensor(1 / 0.500001))
 
 
 def test_verl_hands_the_longest_answer_its_raw_return():
@@ -55,6 +57,13 @@ def test_verl_hands_the_longest_answer_its_raw_return():
     logp, sum_sq = torch.full((2, 2), 0.5).log(), torch.full((2, 2), 0.5)
     assert peers.verl_optimal_token(reward, mask, group, logp, sum_sq).tolist() == [[0, 0], [0, 1]]
     assert optimal_token(reward, mask, group, logp, sum_sq).tolist() == [[0, 0], [0, 0]]
+    even = torch.tensor([[1.0, NAN], [0.0, 0]])
+    for eps, baseline in ((1e-8, 0.5), (1.0, 0.25)):  # weights of 1/2 each
+        found = peers.verl_optimal_token(even, mask, group, logp, sum_sq, eps=eps)
+        torch.testing.assert_close(found[:, 0], torch.tensor([1 - baseline, -baseline]))
+    torch.testing.assert_close(
+        peers.verl_optimal_token(even, mask, group, logp, sum_sq)[:, 0], torch.tensor([0.5, -0.5])
+    )
 
 
 def x_and_mask():

@@ -117,21 +117,21 @@ def estimate(
     """
     check_shapes("NT NT N", token_reward, mask, group)
     _check(kind, gamma, baseline=baseline, greedy=greedy, k=k, parts=parts, old_logp=old_logp, sum_sq=sum_sq)
-    owner, first, place = _trajectories(mask, trajectory)
+    owner, first = _trajectories(mask, trajectory)
     if kind == "decoupled":
         check_shapes("NT NK", mask, parts)
         reward = decoupled(parts[first], group[first], weights)
     else:
         reward = token_reward.new_zeros(len(first)).index_add(0, owner, masked(token_reward, mask).sum(1))
     mask = mask & ~reward.isnan()[owner][:, None]
-    token_reward = masked(token_reward, mask)
-    if kind in ("return", "greedy", "batch_whiten"):
-        joined, joined_mask = _join(token_reward, mask, owner, place), _join(mask, mask, owner, place)
-        returns = _part(rewards_to_go(joined, joined_mask, gamma=gamma), mask, owner, place)
+    if kind in ("return", "greedy", "batch_whiten", "optimal_token"):
+        order, alive = _in_one_row(mask, owner, len(first))
+        if kind == "optimal_token":
+            rewards, logp, sums = (_join(x, mask, order, alive) for x in (token_reward, old_logp, sum_sq))
+            return _part(optimal_token(rewards, alive, group[first], logp, sums), mask, order, alive)
+        returns = rewards_to_go(_join(token_reward, mask, order, alive), alive, gamma=gamma)
+        returns = _part(returns, mask, order, alive)
         return whiten(returns, mask) if kind == "batch_whiten" else _minus(returns, mask, baseline, greedy)
-    if kind == "optimal_token":
-        joined = [_join(x, mask, owner, place) for x in (token_reward, mask, old_logp, sum_sq)]
-        return _part(optimal_token(*joined[:2], group[first], *joined[2:]), mask, owner, place)
     if kind == "center_then_whiten":
         return whiten(center(reward, group[first])[owner][:, None].expand(mask.shape), mask)
     if kind != "decoupled":
@@ -195,31 +195,31 @@ def _minus(returns: Tensor, mask: Tensor, baseline: float | None, greedy: Tensor
     return masked(returns - greedy[:, None], mask & ~greedy.isnan()[:, None])
 
 
-def _trajectories(mask: Tensor, trajectory: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-    """Each row's trajectory as a dense id [N]; the first row of each trajectory [K]; and for each masked token how many
-    tokens of its trajectory come before it [N, T]."""
-    rows, place = torch.arange(mask.shape[0], device=mask.device), mask.cumsum(1) - 1
+def _trajectories(mask: Tensor, trajectory: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Each row's trajectory as a dense id [N], and the first row of each trajectory [K]."""
+    rows = torch.arange(mask.shape[0], device=mask.device)
     if trajectory is None:
-        return rows, rows, place
+        return rows, rows
     check_shapes("NT N", mask, trajectory)
-    owner = torch.unique(trajectory, return_inverse=True)[1]
-    first = torch.full((int(owner.max()) + 1,), len(rows), device=mask.device).scatter_reduce(0, owner, rows, "amin")
-    earlier = (owner[:, None] == owner) & (rows[:, None] > rows)
-    return owner, first, place + (earlier * mask.sum(1)).sum(1)[:, None]
+    ids, owner = torch.unique(trajectory, return_inverse=True)
+    return owner, torch.full_like(ids, len(rows), dtype=torch.long).scatter_reduce(0, owner, rows, "amin")
 
 
-def _join(x: Tensor, mask: Tensor, owner: Tensor, place: Tensor) -> Tensor:
-    """[K, L]: the masked tokens of each trajectory in one row, without what stands between them; 0 after the last."""
-    width = int(place[mask].max()) + 1 if bool(mask.any()) else 0
-    joined = x.new_zeros(int(owner.max()) + 1 if len(owner) else 0, width)
-    return joined.index_put((owner[:, None].expand(mask.shape)[mask], place[mask]), x[mask])
+def _in_one_row(mask: Tensor, owner: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """How the masked tokens of the batch are permuted to stand by trajectory [M], and which places of [K, L] they fill
+    there: a trajectory's tokens in one row, without what stood between them."""
+    places = torch.arange(mask.numel(), device=mask.device).view(mask.shape)
+    order = (owner[:, None] * mask.numel() + places)[mask].argsort()
+    length = torch.zeros(count, dtype=torch.long, device=mask.device).index_add(0, owner, mask.sum(1))
+    return order, torch.arange(int(length.max()), device=mask.device) < length[:, None]
 
 
-def _part(joined: Tensor, mask: Tensor, owner: Tensor, place: Tensor) -> Tensor:
-    """[N, T]: what `_join` put together, back where it was."""
-    return joined.new_zeros(mask.shape).masked_scatter(
-        mask, joined[owner[:, None].expand(mask.shape)[mask], place[mask]]
-    )
+def _join(x: Tensor, mask: Tensor, order: Tensor, alive: Tensor) -> Tensor:
+    return x.new_zeros(alive.shape).masked_scatter(alive, x[mask][order])
+
+
+def _part(joined: Tensor, mask: Tensor, order: Tensor, alive: Tensor) -> Tensor:
+    return joined.new_zeros(mask.shape).masked_scatter(mask, joined[alive][order.argsort()])
 
 
 __all__ = [
