@@ -102,7 +102,7 @@ class PreferenceLoss:
     """Which preference loss to train with, and its numbers."""
 
     name: str = "dpo"
-    """A key of MENU."""
+    """A name on the menu: "dpo", "ipo", "orpo", "simpo" and some thirty more; "?" is answered with the list."""
     beta: float | None = None
     """Strength of the leash to the reference, or scale of the reward where there is none. None: the usual value."""
     label_smoothing: float | None = None
