@@ -153,6 +153,7 @@ from posttrain.objectives.supervised import cross_entropy, dft, prompt_completio
 from posttrain.objectives.surrogate import (
     Clip,
     Clipped,
+    bounded_exp,
     clipped_gain,
     clipped_tokens,
     gamma_weight,
@@ -209,6 +210,7 @@ __all__ = [
     "binary_kl",
     "binary_tv",
     "bond",
+    "bounded_exp",
     "bradley_terry",
     "cal_dpo",
     "cdpo",

@@ -5,8 +5,6 @@ together leaves two distributions over two outcomes, "this token" and "another",
 the true one. The gates of `gates` and the corrections of `mismatch` decide by it, so no gradient flows.
 """
 
-import math
-
 import torch
 from torch import Tensor
 
@@ -47,14 +45,9 @@ def binary_kl(logp: Tensor, other: Tensor) -> Tensor:
     """
     _same(logp, other)
     logp, other = logp.detach().clamp(max=0), other.detach().clamp(max=0)
-    rest = -torch.expm1(logp)  # 1 - p, exact where p is close to 1
-    missing = torch.where(rest > 0, rest * (_log1mexp(logp) - _log1mexp(other)), 0.0)
+    rest, other_rest = -torch.expm1(logp), -torch.expm1(other)  # 1 - p, exact where p is close to 1
+    missing = torch.where(rest > 0, rest * (rest.log() - other_rest.log()), 0.0)
     return (logp.exp() * (logp - other) + missing).clamp(min=0)
-
-
-def _log1mexp(x: Tensor) -> Tensor:
-    """log(1 - e^x) for x <= 0, by whichever of two forms keeps the digits."""
-    return torch.where(x > -math.log(2), torch.log(-torch.expm1(x)), torch.log1p(-torch.exp(x)))
 
 
 def _same(logp: Tensor, other: Tensor) -> None:

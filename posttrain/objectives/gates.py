@@ -13,6 +13,7 @@ from torch import Tensor
 
 from posttrain.errors import ConfigError
 from posttrain.objectives.divergence import binary_kl, binary_tv
+from posttrain.objectives.surrogate import importance
 from posttrain.objectives.tokens import check_shapes, masked
 
 _GATES = ("none", "tv", "binary_kl", "answer")
@@ -73,8 +74,7 @@ def gate_keep(
     0.15; pushed there against a negative advantage it is kept, because its gradient brings it back. Section 24.
     """
     check_shapes("NT", logp, start_logp, advantage, mask)
-    logp, start_logp = masked(logp, mask).detach(), masked(start_logp, mask).detach()
-    advantage = masked(advantage, mask).detach()
+    logp, start_logp, advantage = (masked(x, mask) for x in (logp, start_logp, advantage))
     moved = logp - start_logp
     match gate.kind:
         case "none":
@@ -84,7 +84,7 @@ def gate_keep(
         case "binary_kl":
             distance = binary_kl(start_logp, logp)
         case "answer":
-            moved = (moved.sum(1) / mask.sum(1).clamp(min=1))[:, None].expand_as(logp)
+            moved = importance(logp, start_logp, mask, "sequence")
             distance = moved.abs()
     drop = torch.zeros_like(mask, dtype=torch.bool)
     if gate.high is not None:

@@ -13,14 +13,13 @@ from torch import Tensor
 
 from posttrain.errors import ConfigError
 from posttrain.objectives.divergence import binary_kl, binary_tv
+from posttrain.objectives.surrogate import bounded_exp
 from posttrain.objectives.tokens import check_shapes, masked
 
 _KINDS = ("off", "truncate", "mask")
 _LEVELS = ("token", "sequence", "geometric", "none")
 _UNITS = ("same", "token", "sequence", "geometric")
 _STATISTICS = ("ratio", "binary_kl", "tv")
-_MAX_LOG_WEIGHT = 80.0
-"""exp of more overflows float32."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,14 +119,14 @@ def mismatch_weight(old_logp: Tensor, sampled_logp: Tensor, mask: Tensor, mismat
 
 def _ratio(log_ratio: Tensor, mask: Tensor, unit: str) -> Tensor:
     """exp of the log-ratio of a token, of the answer, or of its mean token; 1 outside the mask."""
-    return masked(_over(log_ratio, mask, unit), mask).clamp(max=_MAX_LOG_WEIGHT).exp()
+    return bounded_exp(masked(_over(log_ratio, mask, unit), mask))
 
 
 def _over(x: Tensor, mask: Tensor, unit: str) -> Tensor:
-    """x of each token, or its sum ("sequence") or mean ("geometric") over the answer on every token, [N, T]."""
+    """x of each token, or its sum ("sequence") or mean ("geometric") over the answer; x is 0 outside the mask."""
     if unit == "token":
         return x
-    total = masked(x, mask).sum(1, keepdim=True)
+    total = x.sum(1, keepdim=True)
     if unit == "geometric":
         total = total / mask.sum(1, keepdim=True).clamp(min=1)
     return total.expand_as(x)

@@ -13,13 +13,11 @@ from posttrain.objectives.kl import k3, kl_estimate
 from posttrain.objectives.mismatch import Mismatch, mismatch_weight
 from posttrain.objectives.objective import Objective
 from posttrain.objectives.regularizers import proximal_penalty
-from posttrain.objectives.surrogate import Clip, clipped_gain, clipped_tokens, importance
+from posttrain.objectives.surrogate import Clip, bounded_exp, clipped_gain, clipped_tokens, importance
 from posttrain.objectives.token_masks import Chosen, drawn_covariance, top_covariance, top_entropy
 from posttrain.objectives.tokens import check_shapes, masked
 
 Sums = dict[str, tuple[Tensor, Tensor]]
-_MAX_LOG_RATIO = 80.0
-"""exp of more overflows float32."""
 
 
 def policy_loss(
@@ -90,7 +88,7 @@ def policy_loss(
             metrics[f"kl_ref_{name}"] = _sum(kl_estimate(ref_ratio.detach(), name), mask)
         if objective.kl.where == "loss":
             kl = kl_estimate(ref_ratio, objective.kl.estimator)
-            loss = loss + beta * (kl * _ratio(log_ratio) if objective.kl.corrected else kl)
+            loss = loss + beta * (kl * bounded_exp(log_ratio) if objective.kl.corrected else kl)
     if entropy is not None:
         undecided = masked(entropy, mask)
         metrics["entropy"] = _sum(undecided.detach(), mask)
@@ -186,10 +184,6 @@ def _mismatched(
         return loss, metrics
     weight, cut = mismatch_weight(old_logp, sampled, mask, mismatch)
     return weight * loss, metrics | {"mismatch_cut_share": _sum(cut, mask)}
-
-
-def _ratio(log_ratio: Tensor) -> Tensor:
-    return log_ratio.clamp(max=_MAX_LOG_RATIO).exp()
 
 
 def _metrics(log_ratio: Tensor, moved: Tensor, advantage: Tensor, mask: Tensor, clip: Clip) -> Sums:

@@ -13,11 +13,10 @@ from torch import Tensor
 
 from posttrain.errors import ConfigError
 from posttrain.objectives.kl import ESTIMATORS, Estimator, adaptive_beta, doubling_beta
+from posttrain.objectives.surrogate import MAX_LOG_RATIO
 from posttrain.objectives.tokens import check_shapes, masked
 
 _TIES = ("none", "k2", "k3", "abs")
-_MAX_LOG_RATIO = 80.0
-"""exp of more overflows float32."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -173,7 +172,7 @@ def proximal_penalty(moved: Tensor, mask: Tensor, estimator: str, level: str = "
         case "k2":
             penalty = moved.square() / 2
         case "k3":
-            penalty = torch.expm1(moved.clamp(max=_MAX_LOG_RATIO)) - moved
+            penalty = torch.expm1(moved.clamp(max=MAX_LOG_RATIO)) - moved
         case "abs":
             penalty = moved.abs()
         case _:

@@ -88,6 +88,16 @@ def test_a_move_against_the_advantage_is_kept():
     assert gate_keep(half, up, torch.ones(1, 1), one, gate)
 
 
+def test_the_edge_itself_and_an_advantage_of_zero_are_kept():
+    quarter, half, one = torch.tensor([[math.log(0.25)]]), torch.tensor([[math.log(0.5)]]), ALL[:, :1]
+    exactly = Gate(kind="tv", low=0.25, high=0.25)
+    assert float(half.exp() - quarter.exp()) == 0.25
+    assert gate_keep(half, quarter, torch.ones(1, 1), one, exactly)
+    assert gate_keep(quarter, half, -torch.ones(1, 1), one, exactly)
+    for now, then in ((half, quarter), (quarter, half)):
+        assert gate_keep(now, then, torch.zeros(1, 1), one, TV)
+
+
 def test_the_sequence_mask_drops_whole_answers_of_negative_advantage():
     """The mean log μ/π is 0.3 in the first answer and -0.3 in the second."""
     logp = torch.tensor([[-2.0, -2.0, -9.0], [-2.0, -2.0, -9.0]])

@@ -90,6 +90,15 @@ def test_off_is_one():
     assert weight.tolist() == [[1.0] * 4] and not cut.any()
 
 
+def test_the_ends_of_the_band_are_inside_and_may_lie_at_one():
+    for kind in ("truncate", "mask"):
+        weight, cut = mismatch_weight(OLD, OLD, ALL, Mismatch(kind=kind, low=1.0, high=1.0))
+        assert weight.tolist() == [[1.0] * 4] and not cut.any()
+    assert Mismatch(kind="mask", low=0.0).low == Mismatch(kind="mask", statistic="tv", low=0.0, high=0.1).low == 0
+    with pytest.raises(ConfigError, match="must contain 0"):
+        Mismatch(kind="mask", statistic="tv", high=0.0)
+
+
 def test_a_sampler_that_agrees_has_weight_one():
     for mismatch in EVERY:
         weight, cut = mismatch_weight(OLD, OLD, ALL, mismatch)
@@ -112,7 +121,9 @@ def test_it_reads_only_the_mask_has_no_gradient_and_survives_overflow():
         assert weight.tolist() == [[1.0, 1.0, last]] and cut.tolist() == [[False, False, True]]
         assert not weight.requires_grad
     weight, _ = mismatch_weight(old, sampled, mask, Mismatch(kind="truncate", high=None))
-    assert torch.isfinite(weight).all()
+    assert torch.isfinite(weight).all() and weight[0, 2] > 5e34
+    for leaves in ((old, sampled), (sampled, old)):
+        assert not mismatch_weight(*leaves, mask, Mismatch(kind="truncate", high=None))[0].requires_grad
     weight, cut = mismatch_weight(old, sampled, mask & False, Mismatch(kind="mask", level="sequence"))
     assert weight.tolist() == [[1.0] * 3] and not cut.any()
 
@@ -123,9 +134,11 @@ def test_binary_distances_with_a_pencil():
     assert math.isclose(binary_kl(quarter, half), 0.130812, abs_tol=1e-6)
     assert math.isclose(binary_tv(half, quarter), 0.25) and math.isclose(binary_tv(quarter, half), 0.25)
     assert binary_kl(half, half) == 0
-    near = torch.tensor([-1e-9, -2e-9], dtype=torch.float64)  # 1 - p of 1e-9 and 2e-9
-    expected = 1e-9 * math.log(0.5) + 1e-9  # p log(p/q) is q's missing mass less p's
-    assert math.isclose(binary_kl(near[0], near[1]), expected, rel_tol=1e-5)
+    near = torch.tensor([-1e-12, -2e-12], dtype=torch.float64)  # 1 - p of 1e-12 and 2e-12
+    expected = 1e-12 * math.log(0.5) + 1e-12  # p log(p/q) is q's missing mass less p's
+    assert math.isclose(binary_kl(near[0], near[1]), expected, rel_tol=1e-6)
+    logp = -3 * torch.rand(10_000)
+    assert (binary_kl(logp, logp * (1 + 1e-12)) >= 0).all(), "rounding must not make a distance negative"
 
 
 def test_binary_distances_at_the_ends():
@@ -133,8 +146,11 @@ def test_binary_distances_at_the_ends():
     assert binary_kl(sure, sure) == 0 and binary_kl(never, never) == 0
     assert binary_kl(half, sure) == math.inf and math.isclose(binary_kl(sure, half), math.log(2))
     assert math.isclose(binary_kl(never, half), math.log(2)) and binary_kl(half, never) > 4e3
+    above = torch.tensor(1e-7)  # what rounding can make of a log-probability of 0
+    assert binary_kl(above, above) == 0 and binary_kl(half, above) == math.inf
     leaf = half.clone().requires_grad_()
-    assert not binary_kl(leaf, sure).requires_grad and not binary_tv(leaf, sure).requires_grad
+    for distance in (binary_kl, binary_tv):
+        assert not distance(leaf, half).requires_grad and not distance(half, leaf).requires_grad
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from posttrain.errors import ConfigError, ShapeError
 from posttrain.objectives.surrogate import (
     RATIOS,
     Clip,
+    bounded_exp,
     clipped_gain,
     clipped_tokens,
     gamma_weight,
@@ -294,6 +295,13 @@ def test_huge_ratios_keep_gradients_finite(clip, ratio, sign):
     gain = clipped_gain(importance(leaf, old, mask, ratio), leaf, torch.full((1, 3), sign), mask, clip)
     gain.sum().backward()
     assert torch.isfinite(gain).all() and torch.isfinite(leaf.grad).all()
+
+
+def test_the_bound_of_a_ratio():
+    x = torch.tensor([-1e4, 0.0, 79.0, 80.0, 81.0, 1e4], requires_grad=True)
+    bounded_exp(x).sum().backward()
+    assert bounded_exp(x).tolist() == pytest.approx([0, 1, math.exp(79), math.exp(80), math.exp(80), math.exp(80)])
+    assert x.grad[2] == math.exp(79) and x.grad[4:].tolist() == [0, 0]
 
 
 def test_an_empty_row_is_nothing():
