@@ -186,6 +186,8 @@ def test_estimate_refuses_what_it_cannot_use():
                 estimate("center", reward, mask, group, **{name: {"baseline": 0.0, "k": 2, **rows, **tokens}[name]})
     with pytest.raises(ConfigError, match="gamma = 0.9: it reads the whole reward"):
         estimate("zscore", reward, mask, group, gamma=0.9)
+    with pytest.raises(ConfigError, match='"greedy" with weights = given'):
+        estimate("greedy", reward, mask, group, greedy=rows["greedy"], weights=torch.ones(2))
     with pytest.raises(ConfigError, match="critic"):
         estimate("gae", reward, mask, group)
     with pytest.raises(ConfigError, match='"centre" is not one of return, greedy, center'):

@@ -81,6 +81,8 @@ def test_whitening_by_trl_and_verl_is_ours_without_the_mask(shift):
     torch.testing.assert_close(verl[mask], ours[mask], atol=1e-7, rtol=1e-7)
     mean, var = moments(x, mask)
     torch.testing.assert_close(trl, (x - mean) / (var + 1e-8).sqrt() + (0 if shift else mean))
+    if shift:
+        assert torch.equal(peers.trl_whiten(x, mask), trl) and torch.equal(peers.verl_whiten(x, mask), verl)
     assert (trl[~mask] != 0).all() and (verl[~mask] != 0).all()
     junk = torch.where(mask, x, NAN)
     torch.testing.assert_close(peers.verl_whiten(junk, mask)[mask], peers.verl_whiten(x, mask)[mask])
@@ -93,6 +95,7 @@ def test_verl_moments_have_an_epsilon_in_both_divisors():
     assert math.isclose(mean, 4e6 / (2 + 1e-8), rel_tol=1e-15) and mean != moments(x, mask)[0]
     assert math.isclose(var, 2e12 / (2 + 1e-8) * 2, rel_tol=1e-12)
     assert peers.verl_moments(x, torch.zeros_like(mask))[1] == 0
+    assert peers.verl_moments(x, torch.tensor([[True, False, False]]))[1] < 1  # one entry: what the 1e-8 leaves of it
 
 
 def test_openrlhf_whitens_by_the_population_and_clamps():

@@ -6,6 +6,7 @@ of it here, and neither is written over the other. A reward that is NaN was not 
 something else than a reward of 0. Sections 11, 23 and 24 of the book tell the story.
 """
 
+from collections.abc import Callable
 from typing import Literal, get_args
 
 import torch
@@ -105,10 +106,9 @@ def estimate(
     gamma: discount per token of the policy; other than 1 only where tokens have returns of their own.
     baseline: the number that "return" subtracts, from `running_baseline`.
     greedy: [N] reward of the greedy answer to the row's prompt.
-    k: size of a set for the pass@k estimators; at least 2 for pass_at_k.
+    k: size of a set, for the pass@k estimators. old_logp, sum_sq: [N, T], for "optimal_token".
     parts, weights: [N, K] rewards by kind and their weights [K], for "decoupled", which reads these in place of
         token_reward: a KL charge must be in the loss then.
-    old_logp, sum_sq: [N, T], for "optimal_token".
 
     Returns [N, T], 0 outside the mask. Raises ConfigError for an unknown kind and for a keyword argument that is
     missing or that the kind does not use. Give it the whole batch of a step: groups and batch statistics cannot be cut.
@@ -116,34 +116,27 @@ def estimate(
     One prompt, rewards 1 and 0 on the last of three tokens: "leave_one_out" gives 1 and -1 on every token. Section 24.
     """
     check_shapes("NT NT N", token_reward, mask, group)
-    _check(kind, gamma, baseline=baseline, greedy=greedy, k=k, parts=parts, old_logp=old_logp, sum_sq=sum_sq)
+    _check(kind, gamma, weights, baseline=baseline, greedy=greedy, k=k, parts=parts, old_logp=old_logp, sum_sq=sum_sq)
     owner, first = _trajectories(mask, trajectory)
+    reward = token_reward.new_zeros(len(first)).index_add(0, owner, masked(token_reward, mask).sum(1))
     if kind == "decoupled":
         check_shapes("NT NK", mask, parts)
-        reward = decoupled(parts[first], group[first], weights)
-    else:
-        reward = token_reward.new_zeros(len(first)).index_add(0, owner, masked(token_reward, mask).sum(1))
+        return _spread(decoupled(parts[first], group[first], weights), owner, mask)
     mask = mask & ~reward.isnan()[owner][:, None]
-    if kind in ("return", "greedy", "batch_whiten", "optimal_token"):
-        order, alive = _in_one_row(mask, owner, len(first))
-        if kind == "optimal_token":
-            rewards, logp, sums = (_join(x, mask, order, alive) for x in (token_reward, old_logp, sum_sq))
-            return _part(optimal_token(rewards, alive, group[first], logp, sums), mask, order, alive)
-        returns = rewards_to_go(_join(token_reward, mask, order, alive), alive, gamma=gamma)
-        returns = _part(returns, mask, order, alive)
+    if kind in _GAMMA:
+        returns = _by_trajectory(rewards_to_go, mask, owner, token_reward, gamma=gamma)
         return whiten(returns, mask) if kind == "batch_whiten" else _minus(returns, mask, baseline, greedy)
-    if kind == "center_then_whiten":
-        return whiten(center(reward, group[first])[owner][:, None].expand(mask.shape), mask)
-    if kind != "decoupled":
-        length = torch.bincount(owner, weights=mask.sum(1).to(reward.dtype))
-        reward = _of_answers(kind, reward, group[first], length, k)
-    return masked(reward[owner][:, None].expand(mask.shape), mask)
+    if kind == "optimal_token":
+        return _by_trajectory(optimal_token, mask, owner, token_reward, group[first], old_logp, sum_sq)
+    length = torch.bincount(owner, weights=mask.sum(1).to(reward.dtype))
+    advantage = _spread(_of_answers(kind, reward, group[first], length, k), owner, mask)
+    return whiten(advantage, mask) if kind == "center_then_whiten" else advantage
 
 
 def _of_answers(kind: Advantage, reward: Tensor, group: Tensor, length: Tensor, k: int | None) -> Tensor:
     """One advantage per answer, [K], from one reward per answer."""
     match kind:
-        case "center":
+        case "center" | "center_then_whiten":
             return center(reward, group)
         case "zscore":
             return zscore(reward, group)
@@ -169,7 +162,7 @@ def _of_answers(kind: Advantage, reward: Tensor, group: Tensor, length: Tensor, 
             raise ConfigError(f'advantage "{kind}" is not one of {", ".join(ADVANTAGES)}.')
 
 
-def _check(kind: str, gamma: float, **given: object) -> None:
+def _check(kind: str, gamma: float, weights: Tensor | None, **given: object) -> None:
     """Refuse a kind that is not on the menu, and arguments that it lacks or would not use."""
     if kind == "gae":
         raise ConfigError('advantage "gae" needs values of a critic: use posttrain.objectives.gae.')
@@ -180,6 +173,8 @@ def _check(kind: str, gamma: float, **given: object) -> None:
             raise ConfigError(
                 f'advantage "{kind}" with {name} = {"None" if value is None else "given"}: {_MEANS[name]}.'
             )
+    if weights is not None and kind != "decoupled":
+        raise ConfigError(f'advantage "{kind}" with weights = given: only "decoupled" has several rewards to weigh.')
     if gamma != 1 and kind not in _GAMMA:
         raise ConfigError(
             f'advantage "{kind}" with gamma = {gamma}: it reads the whole reward of an answer, and discounts nothing. '
@@ -205,21 +200,24 @@ def _trajectories(mask: Tensor, trajectory: Tensor | None) -> tuple[Tensor, Tens
     return owner, torch.full_like(ids, len(rows), dtype=torch.long).scatter_reduce(0, owner, rows, "amin")
 
 
-def _in_one_row(mask: Tensor, owner: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """How the masked tokens of the batch are permuted to stand by trajectory [M], and which places of [K, L] they fill
-    there: a trajectory's tokens in one row, without what stood between them."""
+def _spread(advantage: Tensor, owner: Tensor, mask: Tensor) -> Tensor:
+    """[N, T]: the number of a row's trajectory on each of its masked tokens."""
+    return masked(advantage[owner][:, None].expand(mask.shape), mask)
+
+
+def _by_trajectory(formula: Callable[..., Tensor], mask: Tensor, owner: Tensor, token_reward: Tensor, *args, **kwargs):
+    """formula(token_reward, mask, *args) with the masked tokens of a trajectory in one row, [K, L], without what stood
+    between them; its result [K, L] back where they were, [N, T]. Arguments shaped like the mask are joined as well."""
     places = torch.arange(mask.numel(), device=mask.device).view(mask.shape)
     order = (owner[:, None] * mask.numel() + places)[mask].argsort()
-    length = torch.zeros(count, dtype=torch.long, device=mask.device).index_add(0, owner, mask.sum(1))
-    return order, torch.arange(int(length.max()), device=mask.device) < length[:, None]
+    length = torch.bincount(owner, weights=mask.sum(1)).long()
+    alive = torch.arange(int(length.max()), device=mask.device) < length[:, None]
 
+    def join(x: Tensor) -> Tensor:
+        return x.new_zeros(alive.shape).masked_scatter(alive, x[mask][order]) if x.shape == mask.shape else x
 
-def _join(x: Tensor, mask: Tensor, order: Tensor, alive: Tensor) -> Tensor:
-    return x.new_zeros(alive.shape).masked_scatter(alive, x[mask][order])
-
-
-def _part(joined: Tensor, mask: Tensor, order: Tensor, alive: Tensor) -> Tensor:
-    return joined.new_zeros(mask.shape).masked_scatter(mask, joined[alive][order.argsort()])
+    found = formula(join(token_reward), alive, *map(join, args), **kwargs)
+    return found.new_zeros(mask.shape).masked_scatter(mask, found[alive][order.argsort()])
 
 
 __all__ = [
