@@ -142,7 +142,8 @@ class Unit:
                 body.insert(first, ast.fix_missing_locations(shift))
                 code, text = self.compile(), ast.unparse(body[first])
                 del body[first]
-                yield Mutant(f"{self.label} {self.title}: {text}", self.node.lineno, "", text, code)
+                line = " ".join(self.source[self.node.lineno - 1].decode().split())
+                yield Mutant(f"{self.label} {self.title}: {text}", self.node.lineno, line, f"{line} {text}", code)
 
     @property
     def title(self) -> str:
