@@ -1,7 +1,7 @@
 """Every public formula says what it computes: its equation, where it comes from, shapes, and the section that tells it.
 
-Reads the source of `posttrain/objectives` (public functions of its public modules, and whatever `__all__` takes from
-the private ones). What is asked of a docstring is what a reader with the paper in the other hand needs.
+Reads the source of `posttrain/objectives` (public functions of its public modules, and whatever a folder takes from
+its private ones). What is asked of a docstring is what a reader with the paper in the other hand needs.
 """
 
 import ast
@@ -67,15 +67,16 @@ class Formula:
 
 def formulas() -> Iterator[Formula]:
     """All public functions of the folder."""
-    exported = {node.value for node in ast.walk(ast.parse((ROOT / "__init__.py").read_text()))
-                if isinstance(node, ast.Constant) and isinstance(node.value, str)}  # fmt: skip
-    for path in sorted(ROOT.rglob("*.py")):
-        tree = ast.parse(path.read_text())
+    trees = {path: ast.parse(path.read_text()) for path in sorted(ROOT.rglob("*.py"))}
+    exported = {(node.module.removeprefix("posttrain.objectives."), alias.name)
+                for path, tree in trees.items() if path.name == "__init__.py"
+                for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) for alias in node.names}  # fmt: skip
+    for path, tree in trees.items():
         module = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
         private = any(part.startswith("_") and part != "__init__" for part in module.split("."))
         for node in tree.body:
             public = isinstance(node, ast.FunctionDef) and not node.name.startswith("_")
-            if public and (not private or node.name in exported):
+            if public and (not private or (module, node.name) in exported):
                 yield _formula(node, module, ast.get_docstring(tree) or "")
 
 
