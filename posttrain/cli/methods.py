@@ -75,6 +75,10 @@ def _compare(objectives: dict[str, Any], html: Path | None) -> None:
     from posttrain.train.checkpoint import write_text
 
     console, fields, found = Console(highlight=False, soft_wrap=True), differing(objectives), panels(objectives)
+    if html is not None:  # before anything is printed, perhaps into a pipe that closes
+        html.parent.mkdir(parents=True, exist_ok=True)
+        command = f"posttrain methods compare {' '.join(objectives)} --html {os.fspath(html)}"
+        write_text(html, render(found, fields, command))
     if 1 < len(objectives) <= _SIDE_BY_SIDE:
         table = Table("", *objectives, box=None, header_style="bold")
         for key, values in fields.items():
@@ -83,9 +87,6 @@ def _compare(objectives: dict[str, Any], html: Path | None) -> None:
         console.print()
     draw(console, found)
     if html is not None:
-        html.parent.mkdir(parents=True, exist_ok=True)
-        command = f"posttrain methods compare {' '.join(objectives)} --html {os.fspath(html)}"
-        write_text(html, render(found, fields, command))
         console.print(f"\nwrote {html}")
 
 
