@@ -3,7 +3,7 @@
 A step is judged where it is finished, at the last token of the separator behind it, the last step's included: there a
 process reward model has read the whole step and nothing of the next. Steps and separators are encoded apart, so that no
 merge of the tokenizer can swallow a border. Section 20 of the book tells the story; the loss is
-`posttrain.objectives.process`.
+`posttrain.objectives.process_rewards`.
 """
 
 from collections.abc import Sequence

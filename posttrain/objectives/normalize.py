@@ -49,7 +49,7 @@ def update_moments(state: State, reward: Tensor, mask: Tensor) -> State:
     The rewards 1, 3 after nothing give count 2, mean 2, sum_sq 2. Section 14.
     """
     check_shapes("N", reward, mask)
-    seen = reward.detach()[mask].double()
+    seen = reward[mask].double()
     if not len(seen):
         return dict(state)
     mean, old, new = float(seen.mean()), state["count"], float(len(seen))
@@ -112,7 +112,7 @@ def preference_as_reward(reward: Tensor, references: Tensor) -> Tensor:
 def length_slope(reward: Tensor, length: Tensor, mask: Tensor) -> Tensor:
     """How much score one more token brings on average: the slope of the least-squares line.
 
-        b = Σ (|y| - mean |y|) (r - mean r) / Σ (|y| - mean |y|)²
+        b = Σ (|y| - mean |y|) · r / Σ (|y| - mean |y|)²
 
     Singhal et al. 2023 (arXiv 2310.03716) show how much of a learned reward is length. Subtract with `without_length`.
 
@@ -123,11 +123,10 @@ def length_slope(reward: Tensor, length: Tensor, mask: Tensor) -> Tensor:
     Rewards (1, 2, 3) at lengths (10, 20, 30) give 0.1. Section 15.
     """
     check_shapes("N", reward, length, mask)
-    n = mask.sum().clamp(min=1)
-    r, y = masked(reward, mask), masked(length.to(reward.dtype), mask)
-    dy, dr = masked(y - y.sum() / n, mask), masked(r - r.sum() / n, mask)
-    spread = dy.square().sum()
-    return masked((dy * dr).sum() / torch.where(spread > 0, spread, 1), spread > 0)
+    length = masked(length.to(reward.dtype), mask)
+    apart = masked(length - length.sum() / mask.sum(), mask)
+    spread = apart.square().sum()
+    return (apart * masked(reward, mask)).sum() / torch.where(spread > 0, spread, torch.inf)
 
 
 def without_length(reward: Tensor, length: Tensor, *, slope: Tensor | float, at: float) -> Tensor:

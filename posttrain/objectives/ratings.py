@@ -5,15 +5,19 @@ that were never played. Ties count half for each side. Sections 08 and 09 of the
 """
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from posttrain.errors import ConfigError, DataError
 from posttrain.objectives.tokens import check_shapes, masked
 
+_ITERATIONS = 60
+_LONGEST = 3.0
+_PRECISION = 1e-9
+"""Newton's method takes no step longer than the one, in nats, and stops at one of the other."""
 POINTS = 400 / math.log(10)
 """Elo points per nat: 100 points are 0.575646 nats and win 64.0 % of games."""
 
@@ -65,7 +69,7 @@ def bradley_terry_ratings(wins: Tensor, *, prior: float = 0.0) -> Ratings:
 
         max Σ_ij w_ij log σ(s_i - s_j),   Σ s = 0,   information H_ij = -n_ij p_ij p_ji,  H_ii = Σ_j n_ij p_ij p_ji
 
-    Bradley and Terry 1952; Ford 1957 for when a maximum exists; solved by Newton's method with halved steps.
+    Bradley and Terry 1952; Ford 1957 for when a maximum exists; solved by Newton's method.
 
     wins: [M, M], w_ij how often i beat j; a tie is half a win for each; the diagonal is not read.
     prior: wins added to each side of each pair, 0 for the plain maximum. 0.5 keeps ratings finite where a model has
@@ -80,19 +84,14 @@ def bradley_terry_ratings(wins: Tensor, *, prior: float = 0.0) -> Ratings:
     off = ~torch.eye(len(wins), dtype=torch.bool, device=wins.device)
     wins = masked(wins, off) + prior * off
     _check_connected(wins)
-    games, score = wins + wins.T, torch.zeros_like(wins[0])
-    value = _likelihood(wins, score)
-    for _ in range(100):
-        slope, information = _derivatives(wins, games, score)
-        step = torch.linalg.pinv(information, hermitian=True) @ slope
-        scale = 1.0
-        while not (better := _likelihood(wins, score + scale * step)) >= value and scale > 1e-6:
-            scale /= 2
-        score, gained, value = score + scale * step, better - value, better
-        if not gained > 1e-14 * value.abs():
-            break
-    information = _derivatives(wins, games, score)[1]
-    return Ratings(score - score.mean(), torch.linalg.pinv(information, hermitian=True))
+
+    def derivatives(score: Tensor) -> tuple[Tensor, Tensor]:
+        p = torch.sigmoid(score[:, None] - score[None, :])
+        spread = (wins + wins.T) * p * p.T
+        return (wins * p.T - wins.T * p).sum(1), torch.diag(spread.sum(1)) - spread
+
+    score = _newton(derivatives, wins.new_zeros(len(wins)))
+    return Ratings(score, torch.linalg.pinv(derivatives(score)[1]))
 
 
 def elo_update(points: Tensor, first: int, second: int, result: float, *, k: float = 32.0) -> Tensor:
@@ -127,32 +126,33 @@ def length_controlled_win_rate(won: Tensor, log_ratio: Tensor) -> Tensor:
     won: [N], 1 for a win, 0 for a loss, 0.5 for a tie. log_ratio: [N], log of our length over theirs.
 
     Returns a scalar. Where lengths are equal throughout, the plain win rate. Coupled: a fit over all comparisons.
-    Raises DataError where wins and losses are perfectly told apart by length, so that no fit exists.
+    Raises DataError where length tells wins from losses perfectly, so that no fit exists.
 
     Wins that do not depend on length leave the win rate as it is. Section 08.
     """
     check_shapes("N", won, log_ratio)
     columns = torch.stack([torch.ones_like(log_ratio), log_ratio], 1)
-    weights = torch.zeros(2, dtype=columns.dtype, device=columns.device)
-    for _ in range(50):
+
+    def derivatives(weights: Tensor) -> tuple[Tensor, Tensor]:
         p = torch.sigmoid(columns @ weights)
-        information = columns.T @ (columns * (p * (1 - p))[:, None])
-        step = torch.linalg.pinv(information, hermitian=True) @ (columns.T @ (won - p))
-        weights = weights + step
-        if bool(step.abs().max() < 1e-10):
-            return torch.sigmoid(weights[0])
-    raise DataError("length alone tells these wins from these losses: its effect cannot be taken out. Compare more.")
+        return columns.T @ (won - p), columns.T @ (columns * (p * (1 - p))[:, None])
+
+    return torch.sigmoid(_newton(derivatives, columns.new_zeros(2))[0])
 
 
-def _likelihood(wins: Tensor, score: Tensor) -> Tensor:
-    return (wins * F.logsigmoid(score[:, None] - score[None, :])).sum()
-
-
-def _derivatives(wins: Tensor, games: Tensor, score: Tensor) -> tuple[Tensor, Tensor]:
-    """Slope of the log-likelihood [M] and the information, minus its second derivative [M, M]."""
-    p = torch.sigmoid(score[:, None] - score[None, :])
-    spread = games * p * (1 - p)
-    return (wins - games * p).sum(1), torch.diag(spread.sum(1)) - spread
+def _newton(derivatives: Callable[[Tensor], tuple[Tensor, Tensor]], x: Tensor) -> Tensor:
+    """Where a concave log-likelihood is highest. derivatives: its slope and minus its second derivative, which may be
+    singular along directions that change nothing."""
+    for _ in range(_ITERATIONS):
+        slope, information = derivatives(x)
+        step = torch.linalg.pinv(information) @ slope
+        x = x + step * (_LONGEST / step.norm()).clamp(max=1)
+        if step.norm() < _PRECISION:
+            return x
+    raise DataError(
+        f"no fit was reached in {_ITERATIONS} steps: these comparisons can be told apart perfectly, or nearly so, and "
+        "the likelihood has no highest point. Compare more."
+    )
 
 
 def _check_connected(wins: Tensor) -> None:

@@ -1,8 +1,8 @@
 """Losses for models of reward: from comparisons, rankings and verdicts to a scalar score.
 
 A score learned from comparisons is known only up to a constant per prompt. Losses are per pair, ranking or answer and
-not averaged; so are the metrics. Scores of reasoning steps are in `process`, several scorers in `ensembles`. Section 09
-of the explainer tells the story.
+not averaged; so are the metrics. Scores of reasoning steps are in `process_rewards`, several scorers in
+`ensembles`. Section 09 of the explainer tells the story.
 """
 
 import torch
@@ -103,8 +103,8 @@ def top_choice(scores: Tensor, mask: Tensor, best: Tensor) -> tuple[Tensor, PerR
     Rewards (1, 0, -1, 0.5) with the first chosen have loss 0.746567. Section 08.
     """
     check_shapes("PK PK P", scores, mask, best)
-    floored = torch.where(mask, scores, -1e30)
-    picked = masked(scores, mask).gather(1, best[:, None])[:, 0]
+    floored = torch.where(mask, scores, torch.finfo(scores.dtype).min)
+    picked = floored.gather(1, best[:, None])[:, 0]
     loss = torch.logsumexp(floored, 1) - picked
     return loss, detached(accuracy=(picked >= floored.amax(1)).to(loss.dtype))
 
@@ -123,9 +123,8 @@ def plackett_luce(scores: Tensor, mask: Tensor) -> tuple[Tensor, PerRow]:
     For two answers it is Bradley-Terry; scores (2, 1, 0) have loss 0.720868. Section 09.
     """
     check_shapes("PK", scores, mask)
-    scores = masked(scores, mask)
     # Padding stands last and is summed first: a finite floor is exp'd to 0 and, unlike -inf, has a gradient.
-    floored = torch.where(mask, scores, -1e30)
+    floored = torch.where(mask, scores, torch.finfo(scores.dtype).min)
     rest = torch.logcumsumexp(floored.flip(1), 1).flip(1)
     loss = masked(rest - scores, mask).sum(1)
     pairs = torch.triu(mask[:, :, None] & mask[:, None, :], diagonal=1)

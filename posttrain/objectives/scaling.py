@@ -198,10 +198,10 @@ def fit_scale_rl(compute: Tensor, reward: Tensor, start: float, ceilings: Tensor
         line = _two_terms(torch.ones_like(reward), compute.log(), torch.logit((reward - start) / (ceiling - start)))
         if line.beta > 0:
             growth = Growth(ceiling, line.beta, torch.exp(-line.alpha / line.beta))
-            found.append((float((scale_rl(compute, growth, start) - reward).square().sum()), growth))
+            found.append((float((scale_rl(compute, growth, start) - reward).norm()), growth))
     if not found:
         raise DataError("the reward does not rise with compute, so there is no growth to fit. Give more of the run.")
-    return min(found, key=lambda pair: pair[0])[1]
+    return min(found)[1]
 
 
 def _check_falling(law: Law) -> None:

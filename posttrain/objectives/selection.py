@@ -6,6 +6,7 @@ averages over all ways to draw fewer. Counts are in float64. Sections 15, 18, 19
 """
 
 import math
+from collections import Counter
 from typing import Literal
 
 import torch
@@ -61,7 +62,7 @@ def best_of_n_kl(p: Tensor, reward: Tensor, n: int) -> Tensor:
     """
     tilt = _tilt(p, reward, n)
     chosen = p * tilt
-    return (chosen * torch.where(chosen > 0, tilt, 1).log()).sum(-1)
+    return (chosen * (tilt + (chosen == 0)).log()).sum(-1)  # what is never chosen adds 0 · log 1
 
 
 def best_of_n_bound(n: int) -> float:
@@ -194,7 +195,7 @@ def _tilt(p: Tensor, reward: Tensor, n: int) -> Tensor:
         raise ShapeError(f"{list(p.shape)} probabilities and {list(reward.shape)} rewards: one of each per answer.")
     mine, other, weight = reward[..., :, None], reward[..., None, :], p[..., None, :]
     below, level = masked(weight, other < mine).sum(-1), masked(weight, other == mine).sum(-1)
-    return ((below + level).pow(n) - below.pow(n)) / torch.where(level > 0, level, 1)
+    return ((below + level).pow(n) - below.pow(n)) / (level + (level == 0))
 
 
 def _share_of_subsets(part: Tensor, whole: int | Tensor, k: int) -> Tensor:
@@ -219,53 +220,54 @@ def _check_counts(right: Tensor, n: int | Tensor, k: int) -> Tensor:
 
 def _majority_shared(answers: list[int], truth: int, voted: list[bool], k: int) -> float:
     """Σ over m votes for the truth of the subsets where no other answer has more, each over its number of leaders."""
-    sizes = _sizes(answers, voted)
-    ours, silent, whole = sizes.pop(truth, 0), voted.count(False), math.comb(len(answers), k)
+    sizes, whole = _sizes(answers, voted), math.comb(len(answers), k)
     total = 0.0
-    for m in range(1, min(ours, k) + 1):
-        ways = {(0, 1): math.comb(ours, m)}  # (votes of others, leaders) -> subsets
+    for m, number in enumerate(_binomials(sizes.pop(truth, 0))[1:], 1):
+        ways = {(m, 1): number}  # (votes, leaders) -> subsets
         for size in sizes.values():
-            ways = _with_answer(ways, [math.comb(size, v) for v in range(min(size, m) + 1)], m, k - m)
-        ways = _with_answer(ways, [math.comb(silent, v) for v in range(silent + 1)], None, k - m)
-        for (votes, leaders), number in ways.items():
-            total += number / (leaders * whole) if votes == k - m else 0.0
+            ways = _with_answer(ways, _binomials(size)[: m + 1], k, leads_at=m)
+        ways = _with_answer(ways, _binomials(voted.count(False)), k)
+        total += sum(number / (leaders * whole) for (votes, leaders), number in ways.items() if votes == k)
     return total
 
 
 def _majority_first(answers: list[int], truth: int, voted: list[bool], k: int) -> float:
     """Σ over m votes for the truth and the place of the first: rivals with as many votes must all lie behind it."""
-    sizes, silent = _sizes(answers, voted), voted.count(False)
-    places = [i for i, a in enumerate(answers) if voted[i] and a == truth]
-    sizes.pop(truth, 0)
+    sizes = _sizes(answers, voted)
     total = 0
-    for at, place in enumerate(places):
-        later = _sizes(answers[place:], voted[place:])
-        for m in range(1, min(len(places) - at, k) + 1):
-            ways = {(0, 1): math.comb(len(places) - at - 1, m - 1)}
+    for place, answer in enumerate(answers):
+        if answer != truth or not voted[place]:
+            continue
+        behind = _sizes(answers[place + 1 :], voted[place + 1 :])
+        for m, number in enumerate(_binomials(behind[truth]), 1):
+            ways = {(m, 1): number}
             for a, size in sizes.items():
-                fewer = [math.comb(size, v) for v in range(min(size, m - 1) + 1)]
-                ways = _with_answer(ways, fewer + [math.comb(later.get(a, 0), m)] * (size >= m), None, k - m)
-            ways = _with_answer(ways, [math.comb(silent, v) for v in range(silent + 1)], None, k - m)
-            total += ways.get((k - m, 1), 0)
+                if a != truth:
+                    ways = _with_answer(ways, [*_binomials(size)[:m], math.comb(behind[a], m)], k)
+            ways = _with_answer(ways, _binomials(voted.count(False)), k)
+            total += ways[k, 1]
     return total / math.comb(len(answers), k)
 
 
-def _sizes(answers: list[int], voted: list[bool]) -> dict[int, int]:
+def _binomials(n: int) -> list[int]:
+    """C(n, v) for v from 0 to n."""
+    return [math.comb(n, v) for v in range(n + 1)]
+
+
+def _sizes(answers: list[int], voted: list[bool]) -> Counter[int]:
     """How often each answer was given, by those who voted."""
-    sizes: dict[int, int] = {}
-    for answer, counts in zip(answers, voted, strict=True):
-        if counts:
-            sizes[answer] = sizes.get(answer, 0) + 1
-    return sizes
+    return Counter(a for a, counts in zip(answers, voted, strict=True) if counts)
 
 
 def _with_answer(
-    ways: dict[tuple[int, int], int], choices: list[int], leads_at: int | None, most: int
+    ways: dict[tuple[int, int], int], choices: list[int], k: int, leads_at: int | None = None
 ) -> dict[tuple[int, int], int]:
-    """Ways to draw after one more answer, which is drawn v times in choices[v] ways; at `leads_at` it ties the lead."""
-    after: dict[tuple[int, int], int] = {}
+    """Ways to draw after one more answer, which is drawn v times in choices[v] ways; at `leads_at` it ties the lead.
+    Draws of more than k are dropped."""
+    after: Counter[tuple[int, int]] = Counter()
     for (votes, leaders), number in ways.items():
-        for v, more in enumerate(choices[: most - votes + 1]):
-            key = (votes + v, leaders + (v == leads_at))
-            after[key] = after.get(key, 0) + number * more
+        for v, more in enumerate(choices):
+            drawn = votes + v
+            if drawn <= k:
+                after[drawn, leaders + (v == leads_at)] += number * more
     return after

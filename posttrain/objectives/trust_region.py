@@ -53,7 +53,7 @@ def fisher_product(kl: Callable[[Tensor], Tensor], theta: Tensor, v: Tensor, *, 
     with torch.enable_grad():
         at = theta.detach().requires_grad_()
         (slope,) = torch.autograd.grad(kl(at), at, create_graph=True)
-        (product,) = torch.autograd.grad(slope @ v.detach(), at)
+        (product,) = torch.autograd.grad(slope @ v, at)
     return product + damping * v.detach()
 
 
@@ -79,10 +79,10 @@ def score_product(
         at = theta.detach().requires_grad_()
         sampled = logp(at)
         check_shapes("N", sampled, weights)
-        probe = torch.zeros_like(sampled, requires_grad=True)
+        probe = weights.detach().requires_grad_()
         (pulled,) = torch.autograd.grad(sampled, at, probe, create_graph=True)  # Jᵀ u is linear in u,
-        (along,) = torch.autograd.grad(pulled, probe, v.detach(), retain_graph=True)  # so its slope along v is J v
-        (product,) = torch.autograd.grad(sampled, at, weights.detach() * along)
+        (along,) = torch.autograd.grad(pulled, probe, v)  # so its slope along v is J v, wherever u is
+        (product,) = torch.autograd.grad(sampled, at, weights * along)
     return product + damping * v.detach()
 
 
@@ -138,8 +138,7 @@ def step_size(direction: Tensor, curved: Tensor, *, delta: float) -> Tensor:
     if not delta > 0:
         raise ConfigError(f"delta = {delta}: the trust region needs a positive radius; 0.01 nats is usual.")
     curvature = direction @ curved
-    inside = curvature > 0
-    return torch.where(inside, math.sqrt(2 * delta) * torch.where(inside, curvature, 1).rsqrt(), 0)
+    return math.sqrt(2 * delta) * torch.where(curvature > 0, curvature, torch.inf).rsqrt()
 
 
 def natural_step(

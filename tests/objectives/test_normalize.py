@@ -61,11 +61,13 @@ def test_moments_leave_their_input_and_the_masked_alone():
     same = update_moments(state, torch.tensor([math.nan]), torch.tensor([False]))
     assert same == state and same is not state
     assert moments_std(NOTHING) == 0 and moments_std({"count": 4.0, "mean": 1.0, "sum_sq": 16.0}) == 2
+    two = {"count": 2.0, "mean": 1.0, "sum_sq": 9.0}
+    assert moments_std(two, ddof=1) == 3 and moments_std(two | {"count": 1.0}, ddof=1) == 0
 
 
 def test_clip_and_its_gradient():
     x = torch.tensor([-7.0, 4, 9], requires_grad=True)
-    assert clip_reward(x, 5.0).tolist() == [-5, 4, 5]
+    assert clip_reward(x, 5.0).tolist() == [-5, 4, 5] and clip_reward(x, 0.5).tolist() == [-0.5, 0.5, 0.5]
     (slope,) = torch.autograd.grad(clip_reward(x, 5.0).sum(), x)
     assert slope.tolist() == [0, 1, 0]
 
@@ -85,6 +87,8 @@ def test_length_slope_is_the_least_squares_line():
     length = torch.tensor([10.0, 20, 30])
     slope = length_slope(torch.tensor([1.0, 2, 3]), length, everywhere(length))
     assert slope.item() == pytest.approx(0.1)
+    close = torch.tensor([10.0, 10.5])  # spread Σ (|y| - mean)² = 1/8
+    assert length_slope(torch.tensor([1.0, 2]), close, everywhere(close)).item() == pytest.approx(2)
     reward, length = torch.randn(20), torch.randint(1, 50, (20,))
     mask = torch.rand(20) > 0.3
     found = length_slope(torch.where(mask, reward, math.nan), length, mask)

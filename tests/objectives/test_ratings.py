@@ -74,7 +74,7 @@ def test_more_games_shrink_the_interval_and_names_do_not_matter():
     torch.testing.assert_close(more.stderr, found.stderr / 2)
     order = torch.tensor([2, 0, 3, 1])
     torch.testing.assert_close(bradley_terry_ratings(WINS[order][:, order]).score, found.score[order])
-    junk = WINS + torch.diag(torch.full((4,), 1e6))
+    junk = WINS + torch.diag(torch.full((4,), math.nan))
     torch.testing.assert_close(bradley_terry_ratings(junk).score, found.score)
 
 
@@ -108,6 +108,27 @@ def test_extreme_tables_converge():
     torch.testing.assert_close((games * p).sum(1) - games.diagonal() / 2, lopsided.sum(1), rtol=1e-6, atol=1e-3)
 
 
+@pytest.mark.parametrize(
+    "wins",
+    [
+        [[0, 100, 10, 10, 100], [1e3, 0, 1, 1e6, 1], [1e6, 1e3, 0, 10, 100], [1e5, 1, 0, 0, 1], [1e5, 1e6, 0, 1e4, 0]],
+        [
+            [0, 0, 0, 1e3, 0],
+            [1e3, 0, 100, 1e4, 100],
+            [1e6, 10, 0, 0, 100],
+            [1e5, 0, 1e6, 0, 100],
+            [1e6, 1e5, 1e3, 100, 0],
+        ],
+    ],
+)
+def test_tables_on_which_longer_steps_run_away(wins):
+    """Upsets in a circle: at first the quadratic model points far beyond the maximum."""
+    wins = torch.tensor(wins)
+    score = bradley_terry_ratings(wins).score
+    p = torch.sigmoid(score[:, None] - score[None, :])
+    torch.testing.assert_close((wins * p.T).sum(1), (wins.T * p).sum(1), rtol=1e-9, atol=0)
+
+
 def test_elo_update():
     equal = torch.tensor([1000.0, 1000, 1200])
     assert elo_update(equal, 0, 1, 1.0).tolist() == [1016, 984, 1200]
@@ -136,5 +157,5 @@ def test_refusals():
     for first, second, result in ((1, 1, 1.0), (0, 1, 1.5), (0, 1, -0.5)):
         with pytest.raises(ConfigError, match="two players"):
             elo_update(torch.zeros(2), first, second, result)
-    with pytest.raises(DataError, match="length alone"):
+    with pytest.raises(DataError, match="told apart perfectly"):
         length_controlled_win_rate(torch.tensor([1.0, 1, 0, 0]), torch.tensor([1.0, 2, -1, -2]))

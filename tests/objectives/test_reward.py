@@ -54,6 +54,17 @@ def test_rankings_against_loops():
 
 
 @pytest.mark.parametrize("formula", [plackett_luce, all_pairs])
+def test_accuracy_of_a_ranking_is_the_share_of_its_pairs(formula):
+    scores, mask = ragged()
+    scores[1, 1] = scores[1, 0]  # equal is not right
+    accuracy = formula(scores, mask)[1]["accuracy"]
+    for p in range(4):
+        r = scores[p, mask[p]].tolist()
+        right = [a > b for i, a in enumerate(r) for b in r[i + 1 :]]
+        assert accuracy[p].item() == pytest.approx(sum(right) / max(len(right), 1))
+
+
+@pytest.mark.parametrize("formula", [plackett_luce, all_pairs])
 def test_two_answers_are_bradley_terry(formula):
     scores = torch.randn(6, 2)
     loss, metrics = formula(scores, torch.ones(6, 2, dtype=torch.bool))
@@ -94,7 +105,8 @@ def test_outcome_is_binary_cross_entropy():
     expected = [math.log(2), math.log(1 + math.exp(-2)), math.log(1 + math.exp(2))]
     torch.testing.assert_close(loss, torch.tensor(expected))
     assert metrics["accuracy"].tolist() == [0, 1, 0] and metrics["good_share"].tolist() == [1, 1, 1]
-    soft, _ = outcome(torch.tensor([0.3]), torch.tensor([0.7]))
+    soft, metrics = outcome(torch.tensor([0.3]), torch.tensor([0.7]))
+    assert metrics["accuracy"].item() == 1 and metrics["good_share"].item() == 0.7
     p = 1 / (1 + math.exp(-0.3))
     assert math.isclose(soft.item(), -0.7 * math.log(p) - 0.3 * math.log(1 - p))
 
@@ -140,6 +152,7 @@ def test_davidson_worked_numbers_and_loop():
     )
     first, second, log_tie = torch.randn(3), torch.randn(3), torch.tensor(-0.7)
     loss, _ = davidson(first, second, result, log_tie)
+    assert davidson(first, second, result, log_tie)[1]["margin"].tolist() == (first - second).tolist()
     for i in range(3):
         a, b = first[i].item(), second[i].item()
         weights = [math.exp(a), math.exp(b), math.exp(-0.7 + (a + b) / 2)]
@@ -187,6 +200,9 @@ def test_calibration_error_counts_bin_by_bin():
     assert table[0, 1].item() == pytest.approx(sum(p for p, _ in bins[0]) / len(bins[0]))
     assert table[0, 2].item() == pytest.approx(sum(r for _, r in bins[0]) / len(bins[0]))
     assert calibration_error(torch.zeros(3))[0].item() == 0  # no choice, half right
+    error, table = calibration_error(torch.tensor([-1.0]), bins=1)
+    assert error.item() == pytest.approx(sigmoid(1)) and table.tolist() == [[1, pytest.approx(sigmoid(1)), 0]]
+    assert calibration_error(torch.tensor([1.0]), bins=1)[1][0, 2].item() == 1
     assert calibration_error(torch.zeros(0))[0].item() == 0
 
 
@@ -229,6 +245,6 @@ def test_refusals():
         with pytest.raises(ConfigError, match="swapped"):
             bradley_terry(torch.zeros(2), torch.zeros(2), label_smoothing=smoothing)
     with pytest.raises(DataError, match="outcome"):
-        davidson(torch.zeros(1), torch.zeros(1), torch.tensor([0.3]), torch.zeros(()))
+        davidson(torch.zeros(2), torch.zeros(2), torch.tensor([1.0, 0.3]), torch.zeros(()))
     with pytest.raises(ConfigError, match="bins"):
         calibration_error(torch.zeros(2), bins=0)

@@ -65,6 +65,12 @@ def test_fits_give_parameters_back_and_minimise(curve, fit):
     assert single.alpha.dtype == torch.float32 and single.alpha.item() == pytest.approx(found.alpha.item(), abs=1e-4)
 
 
+@pytest.mark.parametrize("unit", [1e-4, 1e4])
+def test_the_unit_of_distance_does_not_matter(unit):
+    found = fit_best_of_n(unit * D, gold_best_of_n(unit * D, law(0.8, 0.2)))
+    assert found.alpha.item() == pytest.approx(0.8) and found.beta.item() == pytest.approx(0.2)
+
+
 def test_the_start_of_a_run_does_not_break_the_fit():
     d = torch.cat([torch.zeros(2, dtype=torch.float64), D])
     found = fit_rl(d, gold_rl(d, law(0.8, 0.2)))
@@ -86,13 +92,13 @@ def test_scale_rl_and_its_fit():
     reward = scale_rl(compute, growth, 0.1)
     expected = [0.1 + 0.6 / (1 + (400 / c) ** 1.3) for c in (100, 400, 1600, 6400)]
     assert reward.tolist() == pytest.approx([0.1, *expected]) and reward[2].item() == pytest.approx(0.4)
-    ceilings = torch.linspace(0.1, 1.0, 10, dtype=torch.float64)
+    ceilings = torch.tensor([0.1, 0.6, 0.69, 0.7, 0.8, 0.9, 1.0], dtype=torch.float64)
     found = fit_scale_rl(compute[1:], reward[1:], 0.1, ceilings)
     assert [x.item() for x in found] == pytest.approx([0.7, 1.3, 400.0])
     noisy = reward[1:] + torch.tensor([0.01, -0.01, 0.0, 0.005])
     best = fit_scale_rl(compute[1:], noisy, 0.1, ceilings)
     errors = []
-    for a in (0.7, 0.8, 0.9, 1.0):
+    for a in (0.69, 0.7, 0.8, 0.9, 1.0):
         alone = fit_scale_rl(compute[1:], noisy, 0.1, torch.tensor([a], dtype=torch.float64))
         errors.append(((scale_rl(compute[1:], alone, 0.1) - noisy).square().sum().item(), a))
     assert best.ceiling.item() == pytest.approx(min(errors)[1])
@@ -111,8 +117,9 @@ def test_refusals():
         with pytest.raises(ConfigError, match="never falls"):
             peak(law(1.0, 0.0))
     for fit in (fit_best_of_n, fit_rl):
-        with pytest.raises(DataError, match="two different"):
-            fit(torch.full((3,), 0.7), torch.randn(3))
+        for place in (0.7, 1234.567, 1e-3):
+            with pytest.raises(DataError, match="two different"):
+                fit(torch.full((3,), place), torch.randn(3))
         with pytest.raises(ShapeError):
             fit(D, torch.zeros(2))
     for share in (0.0, 1.0):

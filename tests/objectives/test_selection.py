@@ -156,12 +156,26 @@ def test_majority_against_every_subset(data, n):
         assert found.dtype == torch.float64
 
 
-def test_majority_of_two_answers_is_the_binomial_tail():
-    """With many samples, drawing without replacement is nearly drawing with it: card 19's table for p = 0.6."""
-    answers = torch.tensor([[0] * 600 + [1] * 400])
-    for k, expected in {1: 0.6000, 3: 0.6480, 5: 0.6826, 11: 0.7535}.items():
-        found = majority_at_k(answers, torch.tensor([0]), torch.ones_like(answers).bool(), k)
-        assert found.item() == pytest.approx(expected, abs=2e-3)
+@pytest.mark.parametrize(
+    "answers", [[1, 0], [0, 1, 1, 0], [1, 0, 0, 1], [1, 2, 0, 0, 3], [2, 1, 1, 0, 0, 2], [3, 3, 3]]
+)
+@pytest.mark.parametrize("unread", [None, 0, 1])
+def test_majority_of_chosen_answers(answers, unread):
+    voted = [i != unread for i in range(len(answers))]
+    for k in range(1, len(answers) + 1):
+        for ties in ("share", "first"):
+            found = majority_at_k(torch.tensor([answers]), torch.tensor([0]), torch.tensor([voted]), k, ties=ties)
+            assert found.item() == pytest.approx(brute_majority(answers, 0, voted, k, ties), abs=1e-13)
+
+
+def test_majority_of_two_answers_is_the_tail_of_the_hypergeometric_law():
+    answers = torch.tensor([[0] * 36 + [1] * 24])
+    found = []
+    for k in (1, 3, 5, 11, 41):
+        found.append(majority_at_k(answers, torch.tensor([0]), torch.ones_like(answers).bool(), k).item())
+        tail = sum(math.comb(36, j) * math.comb(24, k - j) for j in range(k // 2 + 1, k + 1)) / math.comb(60, k)
+        assert found[-1] == pytest.approx(tail)
+    assert found == sorted(found) and found[0] == 0.6  # voting helps where the right answer is the most frequent
 
 
 def test_majority_rows_are_apart_and_numbers_may_be_large():
@@ -207,7 +221,7 @@ def test_refusals():
             majority_at_k(torch.zeros(1, 3), torch.zeros(1), torch.ones(1, 3).bool(), n)
     with pytest.raises(ConfigError, match="share, first"):
         majority_at_k(torch.zeros(1, 3), torch.zeros(1), torch.ones(1, 3).bool(), 1, ties="last")
-    for right, n, k in (([5], 4, 1), ([-1], 4, 1), ([1], 4, 5), ([1], 4, 0)):
+    for right, n, k in (([1, 5], 4, 1), ([1, -1], 4, 1), ([1, 1], torch.tensor([5, 4]), 5), ([1], 4, 0)):
         for estimate in (unbiased_pass_at_k, pass_hat_k):
             with pytest.raises(DataError, match="expected"):
                 estimate(torch.tensor(right), n, k)

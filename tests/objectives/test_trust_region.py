@@ -89,8 +89,12 @@ def test_a_softmax_and_no_grad():
         sampled = score_product(lambda at: torch.log_softmax(at, 0), z, v, p)
     torch.testing.assert_close(found, p * v - p * (p @ v))
     torch.testing.assert_close(sampled, found)
-    leaf = z.clone().requires_grad_()
-    assert not fisher_product(kl, leaf, v).requires_grad and leaf.grad is None
+    for make in (
+        lambda z, v, w: fisher_product(kl, z, v, damping=0.1),
+        lambda z, v, w: score_product(lambda at: torch.log_softmax(at, 0), z, v, w, damping=0.1),
+    ):
+        assert not make(*(x.clone().requires_grad_() for x in (z, v, p))).requires_grad
+        assert not make(z, v, p).requires_grad and not (z.requires_grad or v.requires_grad or p.requires_grad)
 
 
 def positive(size):

@@ -76,7 +76,7 @@ from posttrain.objectives.preference import (
     wpo_weights,
     xpo,
 )
-from posttrain.objectives.process import process, two_class_score
+from posttrain.objectives.process_rewards import process, two_class_score
 from posttrain.objectives.regularizers import Kl, Proximal
 from posttrain.objectives.returns import gae, rewards_to_go, token_rewards
 from posttrain.objectives.reward import bradley_terry

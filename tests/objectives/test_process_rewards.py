@@ -7,11 +7,11 @@ import torch
 import torch.nn.functional as F
 
 from posttrain.errors import ConfigError, ShapeError
-from posttrain.objectives.process import (
+from posttrain.objectives.process_rewards import (
     REDUCTIONS,
     answer_score,
     hard_estimate,
-    implicit_rewards,
+    implicit_process_rewards,
     min_form,
     process,
     progress,
@@ -106,6 +106,10 @@ def test_roll_outs_become_labels():
     junk = torch.where(mask, right, math.nan)
     assert soft_estimate(junk, mask).tolist() == [0.25, 0, 0.5, 0] and hard_estimate(junk, mask)[3] == 0
     assert soft_estimate(right.bool(), mask).dtype == torch.float64
+    one = torch.tensor([[False, True, False]])
+    assert soft_estimate(torch.tensor([[0.0, 1, 0]]), one).tolist() == [1]
+    for place in range(3):
+        assert hard_estimate(torch.eye(3)[place][None], one).tolist() == [place == 1]
 
 
 def test_labels_end_at_the_first_error():
@@ -123,6 +127,9 @@ def test_progress_telescopes_and_empty_steps_earn_nothing():
         steps = value[i, MASK[i]].tolist()
         before = [start[i].item(), *steps]
         assert found[i, MASK[i]].tolist() == pytest.approx([b - a for a, b in zip(before, steps, strict=False)])
+    leaf = torch.where(MASK, value, math.nan).requires_grad_()
+    (slope,) = torch.autograd.grad(progress(leaf, MASK, start).square().sum(), leaf)
+    assert torch.isfinite(slope).all() and not slope[~MASK].any()
     worked = progress(torch.tensor([[0.5, 0.5, 0.9]]), torch.ones(1, 3).bool(), torch.tensor([0.4]))
     assert worked[0].tolist() == pytest.approx([0.1, 0, 0.4])
 
@@ -138,15 +145,20 @@ def test_min_form_sums_to_the_worst_step():
     cold = min_form(reward, MASK, temperature=1e-4).sum(1)
     assert cold.tolist() == pytest.approx([min(reward[i, MASK[i]].tolist(), default=0.0) for i in range(4)])
     assert min_form(torch.ones(1, 2), torch.ones(1, 2).bool(), temperature=7.0).tolist() == [[0.5, 0.5]]
+    leaf = torch.where(MASK, reward, math.nan).requires_grad_()
+    (slope,) = torch.autograd.grad(min_form(leaf, MASK, temperature=0.5).sum(), leaf)
+    assert torch.isfinite(slope).all() and not slope[~MASK].any()
     far = min_form(torch.tensor([[1e4, -1e4]]), torch.ones(1, 2).bool(), temperature=1.0)
     assert far.tolist() == [[0, -1e4]]
 
 
 def test_implicit_rewards():
     logp, ref = torch.randn(4, 5), torch.randn(4, 5)
-    found = implicit_rewards(torch.where(MASK, logp, math.nan), torch.where(MASK, ref, math.inf), MASK, beta=0.3)
+    found = implicit_process_rewards(
+        torch.where(MASK, logp, math.nan), torch.where(MASK, ref, math.inf), MASK, beta=0.3
+    )
     torch.testing.assert_close(found[MASK], 0.3 * (logp - ref)[MASK])
-    assert not found[~MASK].any() and not implicit_rewards(logp, logp, MASK, beta=1.0).any()
+    assert not found[~MASK].any() and not implicit_process_rewards(logp, logp, MASK, beta=1.0).any()
 
 
 def test_gradchecks():
@@ -155,7 +167,7 @@ def test_gradchecks():
     assert torch.autograd.gradcheck(lambda s: process(s, label, MASK)[0], (score,))
     assert torch.autograd.gradcheck(lambda s, a: progress(s, MASK, a), (score, start))
     assert torch.autograd.gradcheck(lambda s: min_form(s, MASK, temperature=0.5), (score,))
-    assert torch.autograd.gradcheck(lambda s: implicit_rewards(s, label, MASK, beta=2.0), (score,))
+    assert torch.autograd.gradcheck(lambda s: implicit_process_rewards(s, label, MASK, beta=2.0), (score,))
 
 
 def test_refusals():

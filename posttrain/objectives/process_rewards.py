@@ -160,12 +160,11 @@ def progress(value: Tensor, mask: Tensor, start: Tensor) -> Tensor:
     Values (0.5, 0.5, 0.9) from 0.4 give (0.1, 0, 0.4). Section 20.
     """
     check_shapes("NT NT N", value, mask, start)
-    value = masked(value, mask)
-    place = torch.arange(mask.shape[1], device=mask.device).expand_as(mask)
-    latest = torch.where(mask, place, -1).cummax(1).values
-    before = F.pad(latest[:, :-1], (1, 0), value=-1)
-    previous = torch.where(before < 0, start[:, None], value.gather(1, before.clamp(min=0)))
-    return masked(value - previous, mask)
+    gained, before = [], start
+    for now, ends in zip(value.unbind(1), mask.unbind(1), strict=True):
+        gained.append(masked(now - before, ends))
+        before = torch.where(ends, now, before)
+    return torch.stack(gained, 1)
 
 
 def min_form(reward: Tensor, mask: Tensor, *, temperature: float) -> Tensor:
@@ -185,11 +184,11 @@ def min_form(reward: Tensor, mask: Tensor, *, temperature: float) -> Tensor:
     if temperature <= 0:
         raise ConfigError(f"temperature = {temperature}: must be positive; the smaller, the nearer to the minimum.")
     reward = masked(reward, mask)
-    weight = torch.softmax(torch.where(mask, -reward / temperature, -1e30), 1)
-    return masked(weight * reward, mask)
+    weight = torch.softmax(torch.where(mask, -reward / temperature, torch.finfo(reward.dtype).min), 1)
+    return weight * reward
 
 
-def implicit_rewards(logp: Tensor, ref_logp: Tensor, mask: Tensor, *, beta: float) -> Tensor:
+def implicit_process_rewards(logp: Tensor, ref_logp: Tensor, mask: Tensor, *, beta: float) -> Tensor:
     """Process rewards that a language model learns from outcomes alone.
 
         r_t = β · (log π(y_t | y_<t) - log π_ref(y_t | y_<t))
