@@ -4,15 +4,20 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from algorithms import toy
 from posttrain.algorithms import group
+from posttrain.batch import TokenBatch
 from posttrain.data.rows import Data
 from posttrain.errors import ConfigError, DataError, InvariantError
 from posttrain.objectives.average import Average
+from posttrain.objectives.objective import Objective
 from posttrain.objectives.presets import PRESETS
+from posttrain.objectives.surrogate import Clip
+from posttrain.objectives.token_masks import Focus
 from posttrain.sample.base import SamplingParams
-from posttrain.train.learner import Optim
+from posttrain.train.learner import Optim, Outputs
 
 REWARD = """
 def share(task, trajectory):
@@ -134,6 +139,37 @@ def test_a_prompt_without_room_for_an_answer(tmp_path):
     cfg = config(tmp_path, data=replace(data, on_bad_row="skip"), steps=1)
     toy.run(group, cfg, tmp_path / "skipped")
     assert "1 left out" in (tmp_path / "skipped" / "log.txt").read_text()
+
+
+def test_the_weights_of_tie_and_bonus_move_after_a_step():
+    measured = {"kl_old": (0.06, 2.0), "entropy": (0.2, 2.0)}  # 0.03 and 0.1 nats per token
+    objective = replace(PRESETS["skywork_or1"], proximal=PRESETS["ppo_penalty"].proximal)
+    state = group.first_weights(objective)
+    assert state == {"beta": 0.0, "tie": 1.0, "entropy": 0.0, "bonus": 0.0}
+    assert group.next_weights(objective, state, measured) == {"tie": 2.0, "entropy": 0.005, "bonus": 0.005}
+    calm = measured | {"entropy": (0.8, 2.0)}
+    assert group.next_weights(objective, state | {"entropy": 0.01}, calm) == {"tie": 2.0, "entropy": 0.005, "bonus": 0}
+    fixed = group.first_weights(PRESETS["grpo"])
+    assert fixed | group.next_weights(PRESETS["grpo"], fixed, measured) == fixed
+
+
+def test_tokens_are_drawn_by_the_seed():
+    n, t = 8, 6
+    rows, logp = torch.arange(n), -torch.rand(n, t)
+    mask = torch.ones(n, t, dtype=torch.bool)
+    batch = TokenBatch(
+        tokens=torch.zeros(n, t, dtype=torch.long), attend=mask, mask=mask, trajectory=rows, group=rows,
+        temperature=torch.ones(n), weights={"token": mask.float()}, advantage=torch.randn(n, t), sampled_logp=logp,
+    )  # fmt: skip
+    objective = Objective(clip=Clip(low=1.0, high=1.0), focus=Focus(kind="covariance", share=0.1, low=0.0))
+    state = group.first_weights(objective)
+
+    def kept(seed):
+        ((_, value, _),), metrics = group.policy_terms(Outputs(logp=logp), batch, objective, state, seed)
+        assert float(metrics["focus_share"][0]) == n * t - 4
+        return value != 0
+
+    assert torch.equal(kept(7), kept(7)) and not torch.equal(kept(7), kept(8))
 
 
 if __name__ == "__main__":

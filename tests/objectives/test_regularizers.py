@@ -120,6 +120,18 @@ def test_refusals(make, advice):
         make()
 
 
+def test_the_ends_of_what_is_allowed():
+    assert Kl(where="loss", beta=0.1, target=0.5, horizon=1).horizon == 1
+    assert Entropy(target=0.1, weight=1.0, highest=1.0).weight == 1.0
+    for make in (
+        lambda: Proximal(estimator="abs", weight=1.0, share=0.0),
+        lambda: Entropy(target=0.2, delta=0.0),
+        lambda: Entropy(target=-0.2),
+    ):
+        with pytest.raises(ConfigError):
+            make()
+
+
 def test_shapes_must_agree():
     with pytest.raises(ShapeError):
         proximal_penalty(torch.zeros(2, 3), torch.ones(2, 2).bool(), "k2")
