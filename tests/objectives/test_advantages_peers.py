@@ -81,6 +81,10 @@ def test_whitening_by_trl_and_verl_is_ours_without_the_mask(shift):
     torch.testing.assert_close(verl[mask], ours[mask], atol=1e-7, rtol=1e-7)
     mean, var = moments(x, mask)
     torch.testing.assert_close(trl, (x - mean) / (var + 1e-8).sqrt() + (0 if shift else mean))
+    tiny = torch.tensor([[1e-4, -1e-4]]), torch.ones(1, 2, dtype=torch.bool)  # variance 2e-8
+    expected = torch.tensor([[1e-4, -1e-4]]) / math.sqrt(3e-8)
+    torch.testing.assert_close(peers.trl_whiten(*tiny, shift=shift), expected)
+    torch.testing.assert_close(peers.verl_whiten(*tiny, shift=shift), expected)
     if shift:
         assert torch.equal(peers.trl_whiten(x, mask), trl) and torch.equal(peers.verl_whiten(x, mask), verl)
     assert (trl[~mask] != 0).all() and (verl[~mask] != 0).all()

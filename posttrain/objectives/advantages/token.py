@@ -35,14 +35,14 @@ def optimal_token(
     rewards 1 and 0, gives 0.5 and -0.5. Section 24.
     """
     check_shapes("NT NT N NT NT", token_reward, mask, group, old_logp, sum_sq)
-    returns = rewards_to_go(token_reward, mask)
+    ids, order = torch.unique(group, return_inverse=True)[1], _policy_first(mask)
     energy = masked(1 - 2 * old_logp.detach().exp() + sum_sq.detach(), mask).cumsum(1)
-    key, count = _places(mask, group)
-    weight, value = energy[mask], returns[mask]
-    least = value.new_full((len(count),), torch.inf).scatter_reduce(0, key, value, "amin")
-    above = value - least[key]  # so that equal returns, and a lone one, give exact zeros
-    total, scale = (value.new_zeros(len(count)).index_add(0, key, x) for x in (weight * above, weight))
-    return torch.zeros_like(returns).masked_scatter(mask, above - (total / (scale + eps))[key])
+    alive, weight, value = (x.gather(1, order) for x in (mask, masked(energy, mask), rewards_to_go(token_reward, mask)))
+    value = torch.where(alive, value, torch.inf)
+    least = torch.full_like(value, torch.inf).scatter_reduce(0, ids[:, None].expand_as(value), value, "amin")
+    above = masked(value - least[ids], alive)  # so that equal returns, and a lone one, give exact zeros
+    baseline = _in_group(weight * above, ids) / (_in_group(weight, ids) + eps)
+    return torch.zeros_like(value).scatter(1, order, masked(above - baseline, alive))
 
 
 def still_running(mask: Tensor, group: Tensor) -> Tensor:
@@ -56,14 +56,18 @@ def still_running(mask: Tensor, group: Tensor) -> Tensor:
 
     Answers of 1 and 2 tokens in one group give (2) and (2, 1). Section 24.
     """
-    key, count = _places(mask, group)
-    return torch.zeros_like(mask, dtype=torch.long).masked_scatter(mask, count[key])
-
-
-def _places(mask: Tensor, group: Tensor) -> tuple[Tensor, Tensor]:
-    """For the masked tokens in order: a dense id of (group, place), [M]; and how many tokens share each id."""
     check_shapes("NT N", mask, group)
-    ids = torch.unique(group, return_inverse=True)[1]
-    pairs = ids[:, None] * mask.numel() + mask.cumsum(1)
-    _, key, count = torch.unique(pairs[mask], return_inverse=True, return_counts=True)
-    return key, count
+    ids, order = torch.unique(group, return_inverse=True)[1], _policy_first(mask)
+    alive = mask.gather(1, order).long()
+    return torch.zeros_like(alive).scatter(1, order, alive * _in_group(alive, ids))
+
+
+def _policy_first(mask: Tensor) -> Tensor:
+    """[N, T] columns of each row, those of the masked tokens first and in order."""
+    width = mask.shape[1]
+    return torch.where(mask, torch.arange(width, device=mask.device), width).argsort(1)
+
+
+def _in_group(x: Tensor, ids: Tensor) -> Tensor:
+    """[N, T]: for each row, the sum over the rows of its group."""
+    return torch.zeros_like(x).index_add(0, ids, x)[ids]
