@@ -76,7 +76,6 @@ def top_entropy(entropy: Tensor, mask: Tensor, share: float) -> Tensor:
     2.4 and the last two are chosen. Section 24.
     """
     check_shapes("NT", entropy, mask)
-    entropy = masked(entropy, mask).detach()
     if not bool(mask.any()):
         return torch.zeros_like(mask, dtype=torch.bool)
     return (entropy >= torch.quantile(entropy[mask], 1 - share)) & mask
@@ -97,9 +96,8 @@ def covariance(logp: Tensor, advantage: Tensor, mask: Tensor) -> Tensor:
     Log-probabilities (-1, -3) with advantages (1, -1) give (1, 1). Section 24.
     """
     check_shapes("NT", logp, advantage, mask)
-    count = mask.sum().clamp(min=1)
     parts = [masked(x, mask).detach() for x in (logp, advantage)]
-    x, y = (p - p.sum() / count for p in parts)
+    x, y = (p - p.sum() / mask.sum() for p in parts)
     return masked(x * y, mask)
 
 
@@ -138,7 +136,7 @@ def drawn_covariance(
     check_shapes("NT", logp, draws)
     cov = covariance(logp, advantage, mask)
     among = mask & (cov > low) & (cov < high)
-    return _first(torch.where(among, masked(draws, mask), torch.inf), among, _count(mask, share))
+    return _first(torch.where(among, draws, torch.inf), among, _count(mask, share))
 
 
 def _count(mask: Tensor, share: float) -> int:

@@ -41,7 +41,7 @@ def value_loss(
             raise ConfigError(f"value clip = {clip}: it must be positive, in units of reward; None turns clipping off.")
         near = old_values + (values - old_values).clamp(-clip, clip)
         held = (near - targets).square()
-        metrics["value_clip_share"] = _sum((held > error).detach(), mask)
+        metrics["value_clip_share"] = _sum(held > error, mask)
         error = torch.maximum(error, held)
     loss = error / 2
     return loss, metrics | {"value_loss": _sum(loss.detach(), mask)}

@@ -129,10 +129,36 @@ def test_row_weights():
     assert row_weights(mask, Average("pair"), group=group, total=8).tolist() == [0.125, 0.125, 0, 0.125]
 
 
+def test_a_single_token_weighs_one():
+    one = torch.tensor([[False, True, False], [False, False, False]])
+    group = torch.tensor([3, 4])
+    for average in (Average("token"), Average("sequence"), Average("prompt"), Average("sum"), Average("constant", 1)):
+        assert token_weights(one, average, group=group).tolist() == [[0, 1, 0], [0, 0, 0]]
+        assert weight_total(one, average, group=group) == 1
+    for kind in ("sequence", "sum", "prompt", "pair"):
+        assert row_weights(one, Average(kind), group=group).tolist() == [1, 0], "a group without an answer is no group"
+        assert not row_weights(one & False, Average(kind), group=group).any()
+
+
+def test_weights_come_in_the_dtype_that_is_asked_for():
+    torch.set_default_dtype(torch.float32)
+    mask = torch.ones(3, 1, dtype=torch.bool)
+    for average in (Average("token"), Average("sequence"), Average("prompt")):
+        for make in (token_weights, weight_total):
+            assert make(mask, average, group=torch.zeros(3)).dtype == torch.float32
+            assert make(mask, average, group=torch.zeros(3), dtype=torch.float64).dtype == torch.float64
+    for kind in ("sequence", "prompt"):
+        found = row_weights(mask, Average(kind), group=torch.zeros(3), dtype=torch.float64)
+        assert found.dtype == torch.float64 and found[0] == 1 / 3
+        assert row_weights(mask, Average(kind), group=torch.zeros(3)).dtype == torch.float32
+
+
 def test_averages_without_meaning_are_refused():
     mask = torch.ones(2, 2, dtype=torch.bool)
     with pytest.raises(ConfigError, match="longest answer"):
         Average("constant")
+    with pytest.raises(ConfigError, match="longest answer"):
+        Average("constant", horizon=0)
     with pytest.raises(ConfigError, match="changes nothing"):
         Average("token", horizon=10)
     with pytest.raises(ConfigError, match="is not one of token, sequence"):

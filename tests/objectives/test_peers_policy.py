@@ -52,9 +52,10 @@ def test_trl_counts_empty_answers_and_verl_does_not():
 
 
 def test_trl_s_accumulation():
-    for kind in ("grpo", "bnpo", "luspo"):
-        once = trl_policy_weights(MASK, kind)
-        torch.testing.assert_close(trl_policy_weights(MASK, kind, gradient_accumulation_steps=4), once / 4)
+    for kind in ("grpo", "bnpo", "luspo", "dr_grpo"):
+        once = trl_policy_weights(MASK, kind, max_completion_length=9)
+        four = trl_policy_weights(MASK, kind, max_completion_length=9, gradient_accumulation_steps=4)
+        torch.testing.assert_close(four, once / 4)
     found = trl_policy_weights(
         MASK, "dapo", num_items_in_batch=48, gradient_accumulation_steps=4, steps_per_generation=8
     )
@@ -79,6 +80,7 @@ def test_inputs_in_another_form():
     torch.testing.assert_close(found[FULL], weight[FULL])
     spread = spread_over_tokens(torch.tensor([-6.0, -8.0]), FULL)
     assert spread.tolist() == [[-3.0, -3.0, 0.0, 0.0], [-2.0] * 4]
+    assert spread_over_tokens(torch.tensor([-6.0, -8.0, 0.0]), MASK)[2].tolist() == [0.0] * 4
     assert importance(spread, spread, FULL, "sequence_sum").abs().max() == 0
 
 
@@ -91,6 +93,7 @@ def test_top_entropy_in_float32_is_ours():
     third = torch.tensor([[1 / 3, 0.9, 0.1]])  # the median of three is 1/3, which float32 rounds up
     every = torch.ones(1, 3, dtype=torch.bool)
     assert top_entropy(third, every, 0.5)[0, 0] and not trl_top_entropy(third, every, 0.5)[0, 0]
+    assert trl_top_entropy(third.float(), every, 0.5)[0].tolist() == [True, True, False]
     assert math.isclose(float(third.float()[0, 0]), 1 / 3, rel_tol=1e-6)
 
 

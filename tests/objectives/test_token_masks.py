@@ -45,6 +45,7 @@ def test_covariance_against_loops():
     cov = covariance(logp.requires_grad_(), advantage, mask)
     assert cov[mask].tolist() == pytest.approx([(x - mean_x) * (a - mean_a) for x, a in pairs])
     assert not cov[~mask].any() and not cov.requires_grad
+    assert not covariance(logp.detach(), advantage.requires_grad_(), mask).requires_grad
     assert covariance(
         torch.tensor([[-1.0, -3.0]]), torch.tensor([[1.0, -1.0]]), mask[1:2, 1:2].expand(1, 2)
     ).tolist() == [[1.0, 1.0]]
@@ -74,6 +75,10 @@ def test_drawn_covariance_draws_from_the_band_by_the_smallest_numbers():
     assert torch.equal(everything, among)
     assert int(drawn_covariance(logp, advantage, mask, draws, share=1e-6, low=0.1, high=0.8).sum()) == 1
     assert not drawn_covariance(logp, advantage, mask, draws, share=0.1, low=50.0, high=60.0).any()
+    ones = torch.tensor([[-1.0, -3.0]]), torch.tensor([[1.0, -1.0]]), torch.ones(1, 2).bool(), torch.rand(1, 2)
+    assert covariance(*ones[:3]).tolist() == [[1.0, 1.0]]
+    for low, high, drawn in ((1.0, 5.0, 0), (0.0, 1.0, 0), (0.9, 1.1, 1)):  # the ends are outside
+        assert int(drawn_covariance(*ones, share=0.5, low=low, high=high).sum()) == drawn
 
 
 def test_junk_and_empty_masks():

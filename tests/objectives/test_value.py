@@ -72,6 +72,8 @@ def test_gradcheck_junk_and_extremes(clip):
     leaves = [x.clone().requires_grad_() for x in (values, old, targets)]
     value_loss(*leaves, mask, clip=clip)[0].sum().backward()
     assert leaves[1].grad is None and leaves[2].grad is None
+    for total, count in value_loss(*leaves, mask, clip=clip)[1].values():
+        assert not total.requires_grad and count == mask.sum()
     empty, metrics = value_loss(values, old, targets, mask & False, clip=clip)
     assert not empty.any() and metrics["value_loss"][1] == 0
 
