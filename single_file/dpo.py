@@ -18,7 +18,7 @@ imitate both. A rater compares two of its answers and prefers upwards. Watch bot
 difference. Try β = 0.1, usual for long answers: the rejected ones then fall much further, and a part of what they lose
 goes to answers in neither direction (likelihood displacement).
 
-    python single_file/dpo.py [--steps N] [--seed S]        about 15 seconds on one core
+    python single_file/dpo.py [--steps N] [--seed S]        about 10 seconds on one core
 
 `model` is anything that maps ids [N, T] to logits [N, T, V] without looking ahead, such as
 `lambda ids: hf_model(ids).logits`; nothing else of it is used. Every per-token array is [N, T] and entry t is about

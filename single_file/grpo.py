@@ -14,7 +14,7 @@ Shao et al. 2024 (arXiv 2402.03300), Algorithm 1, with one round and a fixed ref
 There is no critic: the other answers to the same prompt are the baseline. The toy: put letters in order. The policy has
 seen so few demonstrations that it is mostly wrong; from there it learns from "right" and "wrong" alone.
 
-    python single_file/grpo.py [--steps N] [--seed S]        about 20 seconds on one core
+    python single_file/grpo.py [--steps N] [--seed S]        about 15 seconds on one core
 
 `model` is anything that maps ids [N, T] to logits [N, T, V] without looking ahead, such as
 `lambda ids: hf_model(ids).logits`; nothing else of it is used. Every per-token array is [N, T] and entry t is about

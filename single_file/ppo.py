@@ -14,7 +14,7 @@ Schulman et al. 2017 (arXiv 1707.06347) with the rewards of Ziegler et al. 2019 
 
 The toy: put letters in order. The policy has seen few demonstrations; the score counts letters in their right places.
 
-    python single_file/ppo.py [--steps N] [--seed S]        about 20 seconds on one core
+    python single_file/ppo.py [--steps N] [--seed S]        about 15 seconds on one core
 
 `model` is anything that maps ids [N, T] to logits [N, T, V] without looking ahead, such as
 `lambda ids: hf_model(ids).logits`, and `critic` anything that maps them to [N, T, 1]; nothing else of them is used.
