@@ -81,7 +81,7 @@ def rewards_to_go(rewards: Tensor, mask: Tensor, *, gamma: float = 1.0) -> Tenso
     Rewards (1, 0, 2) with γ = 0.5 give (1.5, 1, 2). Section 11.
     """
     check_shapes("NT", rewards, mask)
-    returns = torch.zeros_like(rewards)
+    returns = torch.empty_like(rewards)
     following = rewards.new_zeros(len(rewards))
     for t in range(rewards.shape[1] - 1, -1, -1):
         following = torch.where(mask[:, t], rewards[:, t] + gamma * following, following)
@@ -115,7 +115,7 @@ def gae(
     """
     check_shapes("NT", rewards, values, mask)
     rewards, values = rewards.detach(), masked(values.detach(), mask)
-    advantages = torch.zeros_like(values)
+    advantages = torch.empty_like(values)
     following = values.new_zeros(len(values))
     value_next = following if last_value is None else last_value.detach().to(values.dtype)
     for t in range(values.shape[1] - 1, -1, -1):

@@ -117,7 +117,7 @@ def estimate(
     """
     check_shapes("NT NT N", token_reward, mask, group)
     _check(kind, gamma, weights, baseline=baseline, greedy=greedy, k=k, parts=parts, old_logp=old_logp, sum_sq=sum_sq)
-    owner, first = _trajectories(mask, trajectory)
+    owner, first = _trajectories(group, trajectory)
     reward = token_reward.new_zeros(len(first)).index_add(0, owner, masked(token_reward, mask).sum(1))
     if kind == "decoupled":
         check_shapes("NT NK", mask, parts)
@@ -190,12 +190,12 @@ def _minus(returns: Tensor, mask: Tensor, baseline: float | None, greedy: Tensor
     return masked(returns - greedy[:, None], mask & ~greedy.isnan()[:, None])
 
 
-def _trajectories(mask: Tensor, trajectory: Tensor | None) -> tuple[Tensor, Tensor]:
+def _trajectories(group: Tensor, trajectory: Tensor | None) -> tuple[Tensor, Tensor]:
     """Each row's trajectory as a dense id [N], and the first row of each trajectory [K]."""
-    rows = torch.arange(mask.shape[0], device=mask.device)
+    rows = torch.arange(len(group), device=group.device)
     if trajectory is None:
         return rows, rows
-    check_shapes("NT N", mask, trajectory)
+    check_shapes("N", group, trajectory)
     ids, owner = torch.unique(trajectory, return_inverse=True)
     return owner, torch.full_like(ids, len(rows), dtype=torch.long).scatter_reduce(0, owner, rows, "amin")
 
@@ -208,8 +208,8 @@ def _spread(advantage: Tensor, owner: Tensor, mask: Tensor) -> Tensor:
 def _by_trajectory(formula: Callable[..., Tensor], mask: Tensor, owner: Tensor, token_reward: Tensor, *args, **kwargs):
     """formula(token_reward, mask, *args) with the masked tokens of a trajectory in one row, [K, L], without what stood
     between them; its result [K, L] back where they were, [N, T]. Arguments shaped like the mask are joined as well."""
-    places = torch.arange(mask.numel(), device=mask.device).view(mask.shape)
-    order = (owner[:, None] * mask.numel() + places)[mask].argsort()
+    owners = owner.repeat_interleave(mask.sum(1))  # of the masked tokens, as they stand in the batch
+    order = (owners * len(owners) + torch.arange(len(owners), device=mask.device)).argsort()
     length = torch.bincount(owner, weights=mask.sum(1)).long()
     alive = torch.arange(int(length.max()), device=mask.device) < length[:, None]
 

@@ -42,7 +42,7 @@ def optimal_token(
     least = torch.full_like(value, torch.inf).scatter_reduce(0, ids[:, None].expand_as(value), value, "amin")
     above = masked(value - least[ids], alive)  # so that equal returns, and a lone one, give exact zeros
     baseline = _in_group(weight * above, ids) / (_in_group(weight, ids) + eps)
-    return torch.zeros_like(value).scatter(1, order, masked(above - baseline, alive))
+    return torch.empty_like(value).scatter(1, order, masked(above - baseline, alive))
 
 
 def still_running(mask: Tensor, group: Tensor) -> Tensor:
@@ -59,7 +59,7 @@ def still_running(mask: Tensor, group: Tensor) -> Tensor:
     check_shapes("NT N", mask, group)
     ids, order = torch.unique(group, return_inverse=True)[1], _policy_first(mask)
     alive = mask.gather(1, order).long()
-    return torch.zeros_like(alive).scatter(1, order, alive * _in_group(alive, ids))
+    return torch.empty_like(alive).scatter(1, order, alive * _in_group(alive, ids))
 
 
 def _policy_first(mask: Tensor) -> Tensor:
