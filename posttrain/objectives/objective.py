@@ -134,7 +134,7 @@ class Objective:
             )
         if whole and self.clip.kind != "gamma" and self.average.kind in ("token", "sum", "constant"):
             found.append(f'ratio = "{self.ratio}" with average = "{self.average.kind}" weighs answers by their length.')
-        if self.clip.kind == "weight" and (self.clip.low or 1) < 1:
+        if self.clip.kind == "weight" and self.clip.low is not None and self.clip.low < 1:
             found.append(f"clip.low = {self.clip.low} gives CISPO a lower edge, which its paper does not have.")
         if self.clip.kind == "geometric" and self.average.kind != "sequence":
             found.append(f'average = "{self.average.kind}" with GMPO\'s geometric mean counts the length twice.')

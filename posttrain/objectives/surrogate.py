@@ -215,7 +215,7 @@ def gamma_weight(log_ratio: Tensor, advantage: Tensor, clip: Clip) -> Tensor:
     log_ratio = log_ratio.detach()
     k = _choose(advantage < 0, clip.k_negative, clip.k, log_ratio)
     lam = _choose(advantage < 0, clip.lam_negative, clip.lam, log_ratio)
-    return (k * log_ratio - lam * torch.expm1(log_ratio.clamp(max=MAX_LOG_RATIO))).exp()
+    return (k * log_ratio - lam * torch.expm1(log_ratio)).exp()
 
 
 def clipped_tokens(log_ratio: Tensor, advantage: Tensor, clip: Clip) -> Clipped:
@@ -235,7 +235,6 @@ def clipped_tokens(log_ratio: Tensor, advantage: Tensor, clip: Clip) -> Clipped:
     ρ = 1.3 is clipped by ε = 0.2 if A = 1, and not if A = -1. Section 13.
     """
     check_shapes("NT", log_ratio, advantage)
-    log_ratio = log_ratio.detach()
     rho = log_ratio.exp()
     low, high = clip.edges
     nowhere = torch.zeros_like(rho, dtype=torch.bool)

@@ -93,4 +93,6 @@ def test_unusual_choices_are_remarked(objective, remark):
 def test_usual_choices_are_not():
     assert Objective().notes() == []
     assert Objective(clip=Clip(kind="none"), gate=Gate(kind="tv", high=0.1)).notes() == []
-    assert replace(Objective(), clip=Clip(kind="weight", low=None, high=4.0)).notes() == []
+    for low in (None, 1.0):
+        assert replace(Objective(), clip=Clip(kind="weight", low=low, high=4.0)).notes() == []
+    assert Objective(ratio="sequence", clip=Clip(low=0.05, high=0.05)).notes() == []

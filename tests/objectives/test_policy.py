@@ -270,6 +270,8 @@ def test_only_logp_and_entropy_get_a_gradient():
         call(objective, logp.requires_grad_(), leaves, advantage, mask, entropy=entropy)[0].sum().backward()
     assert logp.grad is not None and advantage.grad is None and all(x.grad is None for x in leaves.values())
     torch.testing.assert_close(entropy.grad, -0.05 * mask)
+    _, metrics = call(EVERYTHING, logp, leaves, advantage, mask, entropy=entropy)
+    assert not [name for name, (total, _) in metrics.items() if total.requires_grad]
 
 
 def test_metrics_with_a_pencil():

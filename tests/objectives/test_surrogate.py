@@ -257,10 +257,35 @@ def test_clipped_tokens_of_the_other_rules():
         assert not any(x.any() for x in clipped_tokens(log_ratio, advantage, Clip(kind=kind)))
     low, high, cap = clipped_tokens(log_ratio, advantage, Clip(kind="weight", low=None, high=0.3))
     assert not low.any() and torch.equal(high, log_ratio.exp() > 1.3) and not cap.any()
+    log_ratio, advantage = torch.randn(40, 9), torch.randn(40, 9)
     low, high, cap = clipped_tokens(log_ratio, advantage, GMPO)
     assert torch.equal(low, (log_ratio < -0.4) & (advantage < 0)) and not cap.any()
     assert torch.equal(high, (log_ratio > 0.4) & (advantage > 0))
     assert not clipped_tokens(log_ratio, advantage, Clip(kind="geometric", low=None, high=0.4)).low.any()
+
+
+def test_the_edge_itself_is_not_clipped_nor_is_an_advantage_of_zero():
+    two = torch.tensor([[math.log(2)]])
+    assert two.exp() == 2
+    band = Clip(low=0.0, high=1.0, cap=2.0)
+    for kind, at, far in (
+        (band, (two, two * 0), (two * 2, -two)),
+        (Clip(kind="weight", low=0.0, high=1.0), (two, two * 0), ()),
+        (Clip(kind="geometric", low=math.log(2), high=math.log(2)), (two, -two), (two * 2, -two * 2)),
+    ):
+        for x in at:
+            for sign in (1.0, -1.0):
+                assert not any(c.any() for c in clipped_tokens(x, torch.full((1, 1), sign), kind))
+        for x in far:
+            assert not any(c.any() for c in clipped_tokens(x, torch.zeros(1, 1), kind))
+
+
+def test_the_geometric_mean_of_tokens_without_an_advantage_and_outside_the_mask():
+    log_ratio = torch.tensor([[1.0, -1.0, 7.0]])
+    mask = torch.tensor([[True, True, False]])
+    for advantage, held in (((0.0, 2.0), (1.0, -1.0)), ((2.0, 0.0), (0.4, -0.4))):  # zero is held from below only
+        gain = clipped_gain(log_ratio, log_ratio, torch.tensor([[*advantage, 0.0]]), mask, GMPO)
+        assert gain.max() == pytest.approx(2 * math.exp(sum(held) / 2))
 
 
 @pytest.mark.parametrize("clip", [c for c in EVERY if c.kind not in ("weight", "gamma")], ids=lambda c: c.kind)
@@ -345,4 +370,4 @@ def test_shapes_must_agree():
 
 def test_edges():
     assert Clip(low=None).edges == (0.0, 1.2) and Clip(low=10.0, high=10.0).edges == (0.0, 11.0)
-    assert Clip(low=0.1).edges == (0.9, 1.2)
+    assert Clip(low=0.1).edges == (0.9, 1.2) and Clip(low=0.0).edges == (1.0, 1.2)
