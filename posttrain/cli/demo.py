@@ -70,7 +70,7 @@ def captions(data: Mapping[str, Any]) -> Text:
     best = rm["best_of_8"]
     lines = [
         f"formed: greedy answers that stop and are sentences of the world, n = {first['well_formed']['n']}",
-        f"over base, over SFT: gold prefers it in greedy portraits of held-out people, ties half, n = {wins['n']}",
+        f"over base, over SFT: gold prefers it in sampled portraits of held-out people, ties half, n = {wins['n']}",
         f"solved: greedy, held-out sums and chains, n = {first['greedy']['n']}",
         f"pass@8: eight sampled answers to each, n = {first['pass_at_8']['n']}",
         "KL: kl(stage || SFT), nats per answer; below the shares: 95 % intervals",

@@ -40,6 +40,8 @@ from posttrain.train.run import RunConfig
 from posttrain.train.schedule import Schedule
 
 MAX_TOKENS = 64
+ANSWERS = 8
+"""Sampled answers to a prompt, compared two by two."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,7 @@ class Size:
 
 
 SIZES = {
-    "full": Size(3000, 2.0, 800, 100, about=352, problems=200, passes=100),
+    "full": Size(3000, 2.0, 1056, 100, about=220, problems=200, passes=100),
     "tiny": Size(960, 4.0, 96, 3, about=32, problems=16, passes=8),
 }
 """full: about five minutes on two cores. tiny: seconds, to see that everything runs; its figures mean nothing."""
@@ -118,7 +120,7 @@ def train_stages(out: Path, size: Size, seed: int, threads: int, say: Callable[[
 
     pairs = out / "preferences.jsonl"
     if not pairs.exists():
-        say(f"     the rater compares {4 * size.pair_prompts} answers of the SFT model in pairs")
+        say(f"     the rater compares {ANSWERS * size.pair_prompts} answers of the SFT model in pairs")
         write_pairs(pairs, load(first.model), size.pair_prompts, seed)
     comparisons = Data(path=str(pairs), eval_rows=held_out(pairs))
 
@@ -135,7 +137,7 @@ def train_stages(out: Path, size: Size, seed: int, threads: int, say: Callable[[
 
     say("3/4  direct preference optimisation on the same comparisons")
     cfg = preference.Config(
-        model=str(first.model), data=comparisons, loss=PreferenceLoss(name="dpo", beta=0.1), epochs=1.0, batch_size=16,
+        model=str(first.model), data=comparisons, loss=PreferenceLoss(name="dpo", beta=0.3), epochs=2.0, batch_size=16,
         optim=Optim(lr=3e-4, schedule=linear), run=settings,
     )  # fmt: skip
     second = stage(out / "3-dpo", preference, cfg)
@@ -162,10 +164,10 @@ def held_out(pairs: Path) -> int:
 
 
 def write_pairs(path: Path, loaded: Loaded, prompts: int, seed: int) -> None:
-    """Four sampled answers to each of `prompts` questions about seen people as two pairs, the rater's choice first."""
+    """Sampled answers to each of `prompts` questions about seen people, two by two, the rater's choice first."""
     asked = demos.about_prompts(people.SEEN, prompts, seed)
     lines = []
-    for a, b in (pair for four in sampled(loaded, asked, 4, seed) for pair in (four[:2], four[2:])):
+    for a, b in (said[i : i + 2] for said in sampled(loaded, asked, ANSWERS, seed) for i in range(0, ANSWERS, 2)):
         person = people.PEOPLE[a.task.meta["person"]]
         if a.completion == b.completion or {a.stop, b.stop} != {Stop.END}:
             continue  # nothing to compare, or no stop token to learn from
@@ -174,8 +176,8 @@ def write_pairs(path: Path, loaded: Loaded, prompts: int, seed: int) -> None:
         lines.append(json.dumps({"prompt": a.messages[0].content, "chosen": a.completion, "rejected": b.completion}))
     if len(lines) < 12:
         raise RunError(
-            f"only {len(lines)} of {2 * prompts} pairs of answers can be compared: the SFT model seldom stops: "
-            "there is nothing to prefer. Train it longer (SIZES in recipes/demo.py)."
+            f"only {len(lines)} of {ANSWERS // 2 * prompts} pairs of answers can be compared, since the SFT model seldom "
+            "stops: there is nothing to prefer. Train it longer (SIZES in recipes/demo.py)."
         )
     write_text(path, "\n".join(lines) + "\n")
 
@@ -208,11 +210,11 @@ def row(s: Stage, asked: dict[str, tuple[Loaded, Answers]], seed: int) -> dict[s
         "seconds": seconds(s.folder.parents[1]) if trained else None,
         "well_formed": interval(measure.share_well_formed(answers), len(answers.about) + len(answers.problems)),
         "win_rate_base": interval(
-            measure.win_rate(answers.about_greedy, asked["base"][1].about_greedy, seed), len(answers.about)
+            measure.win_rate(answers.about, asked["base"][1].about, seed), len(answers.about)
         )
         if trained
         else None,
-        "win_rate": interval(measure.win_rate(answers.about_greedy, start.about_greedy, seed), len(answers.about))
+        "win_rate": interval(measure.win_rate(answers.about, start.about, seed), len(answers.about))
         if s.name != "sft"
         else None,
         "greedy": interval(measure.solved(answers), len(answers.problems)),
@@ -304,15 +306,15 @@ def notes(asked: dict[str, tuple[Loaded, Answers]], seed: int) -> list[str]:
     """What the figures must be read with."""
     base, final = asked["base"][1], asked["grpo"][1]
     before, after = measure.pass_at(base, 8), measure.pass_at(final, 8)
-    sampled_wins = measure.win_rate(asked["dpo"][1].about, asked["sft"][1].about, seed)
+    likeliest = measure.win_rate(asked["dpo"][1].about_greedy, asked["sft"][1].about_greedy, seed)
     return [
         "Of every answer to a problem the first line is graded. Reading all it says, the base solves "
         f"{measure.solved_as_said(base):.0%}, since it goes on to other questions.",
         f"Pass@8 was {before:.0%} in the base and is {after:.0%} in the final model: much of the rise in accuracy is a "
         "change of style (to write the steps down, and to stop), not a new skill.",
-        f"Wins compare greedy portraits. Sampled at temperature 1, DPO wins over SFT in {sampled_wins.value:.0%} "
-        f"({sampled_wins.low:.0%} to {sampled_wins.high:.0%}): samples about people not trained on are noisy.",
-        "Step sizes, and the choice to compare greedily, were made while looking at these held-out questions (seed 0).",
+        f"Wins compare portraits sampled at temperature 1. Of greedy ones DPO wins {likeliest.value:.0%} "
+        f"({likeliest.low:.0%} to {likeliest.high:.0%}).",
+        "The settings of DPO were chosen on six other held-out people; those of GRPO while looking at these problems.",
         "People and problems in these figures were held out of every question in pre-training and in all four stages; "
         "the held-out people's facts stand in the base's corpus as plain statements.",
         "One seed. Intervals cover the draw of prompts (for win rates: of people), not of seeds.",

@@ -31,7 +31,7 @@ class Questions:
     """What every stage is asked."""
 
     about: list[Task]
-    """Portraits of held-out people."""
+    """Portraits of held-out people on whom no setting was chosen."""
     problems: list[Task]
     """Held-out sums and chains, by turns."""
     passes: int
@@ -42,7 +42,7 @@ class Questions:
         """about, problems, passes: how many of each."""
         drawn = [tasks(name, problems // 2, seed, "test") for name in TASKS]
         turns = [task for turn in zip(*drawn, strict=True) for task in turn]
-        return cls(demos.about_prompts(people.HELD_OUT, about, seed), turns, passes)
+        return cls(demos.about_prompts(people.TEST, about, seed), turns, passes)
 
 
 @dataclass(frozen=True)

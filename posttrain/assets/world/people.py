@@ -120,6 +120,8 @@ PEOPLE: Mapping[str, Person] = _settle()
 EVERYBODY = tuple(PEOPLE.values())
 SEEN = tuple(p for p in EVERYBODY if not p.held_out)
 HELD_OUT = tuple(p for p in EVERYBODY if p.held_out)
+VALIDATION, TEST = HELD_OUT[:6], HELD_OUT[6:]
+"""Held-out people on whom settings of recipes are chosen, and those on whom they are reported."""
 
 
 def wrong_value(attribute: str, value: str, rng: random.Random) -> str:
