@@ -176,8 +176,8 @@ def write_pairs(path: Path, loaded: Loaded, prompts: int, seed: int) -> None:
         lines.append(json.dumps({"prompt": a.messages[0].content, "chosen": a.completion, "rejected": b.completion}))
     if len(lines) < 12:
         raise RunError(
-            f"only {len(lines)} of {ANSWERS // 2 * prompts} pairs of answers can be compared, since the SFT model seldom "
-            "stops: there is nothing to prefer. Train it longer (SIZES in recipes/demo.py)."
+            f"only {len(lines)} of {ANSWERS // 2 * prompts} pairs of answers can be compared, since the SFT model "
+            "seldom stops: there is nothing to prefer. Train it longer (SIZES in recipes/demo.py)."
         )
     write_text(path, "\n".join(lines) + "\n")
 
