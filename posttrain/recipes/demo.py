@@ -209,9 +209,7 @@ def row(s: Stage, asked: dict[str, tuple[Loaded, Answers]], seed: int) -> dict[s
         "note": s.note,
         "seconds": seconds(s.folder.parents[1]) if trained else None,
         "well_formed": interval(measure.share_well_formed(answers), len(answers.about) + len(answers.problems)),
-        "win_rate_base": interval(
-            measure.win_rate(answers.about, asked["base"][1].about, seed), len(answers.about)
-        )
+        "win_rate_base": interval(measure.win_rate(answers.about, asked["base"][1].about, seed), len(answers.about))
         if trained
         else None,
         "win_rate": interval(measure.win_rate(answers.about, start.about, seed), len(answers.about))
