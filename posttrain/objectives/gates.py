@@ -54,9 +54,7 @@ class Gate:
                 raise ConfigError(f"gate.{name} = {value}: a distance allowed must be positive; None allows any.")
 
 
-def gate_keep(
-    logp: Tensor, start_logp: Tensor, advantage: Tensor, mask: Tensor, gate: Gate
-) -> Tensor:  # fmt: skip
+def gate_keep(logp: Tensor, start_logp: Tensor, advantage: Tensor, mask: Tensor, gate: Gate) -> Tensor:
     """Which tokens keep their gradient.
 
         tv, binary_kl  drop if A > 0, π > μ and D(μ, π) > high,  or A < 0, π < μ and D(μ, π) > low
