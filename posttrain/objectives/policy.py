@@ -189,7 +189,7 @@ def _mismatched(
 def _metrics(log_ratio: Tensor, moved: Tensor, advantage: Tensor, mask: Tensor, clip: Clip) -> Sums:
     """What to watch in a step. moved: token log-ratio to the policy that began the step, whatever the ratio is."""
     log_ratio, moved = log_ratio.detach(), moved.detach()
-    ratio = masked(log_ratio.exp(), mask)
+    ratio = masked(bounded_exp(log_ratio), mask)
     low, high, cap = clipped_tokens(log_ratio, advantage, clip)
     return {
         "ratio_mean": _sum(ratio, mask),

@@ -28,8 +28,9 @@ _READ = {
     "none": (),
 }
 """Kind of clip -> the fields it reads."""
-MAX_LOG_RATIO = 80.0
-"""exp of more overflows float32, and 0 · inf in the backward would make a clipped token's gradient NaN instead of 0."""
+MAX_LOG_RATIO = 40.0
+"""A product of two such ratios (a mismatch weight and a ratio, a ratio and k3) still fits float32; beyond, 0 · inf in
+the backward would make a clipped token's gradient NaN instead of 0."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,13 +104,14 @@ class Clipped(NamedTuple):
 def bounded_exp(log_ratio: Tensor) -> Tensor:
     """A ratio from its logarithm, which stays finite.
 
-        ρ = exp(min(log ρ, 80))
+        ρ = exp(min(log ρ, 40))
 
-    A bound of this library's own: exp(89) overflows float32, and the slope of what is clipped would be 0 · ∞.
+    A bound of this library's own: exp(89) overflows float32, two factors of exp(45) do, and the slope of what is
+    clipped would be 0 · ∞.
 
     log_ratio: any shape [...]. Returns that shape, with gradient 0 beyond the bound.
 
-    log ρ = 1e4 gives 5.54e34. Section 13.
+    log ρ = 1e4 gives 2.35e17. Section 13.
     """
     return log_ratio.clamp(max=MAX_LOG_RATIO).exp()
 
