@@ -105,7 +105,7 @@ def center_live(reward: Tensor, group: Tensor, *, scale: float = 1.0) -> Tensor:
     Groups (1, 0) and (1, 1) have α = 2 and give (1, -1) and (0, 0). Section 24.
     """
     live = mixed(reward, group)
-    alpha = (~reward.isnan()).sum() / live.sum()
+    alpha = (~reward.isnan()).sum() / live.sum().clamp(min=1)
     return masked(alpha * center(reward, group) / scale, live)
 
 
@@ -170,4 +170,5 @@ def running_baseline(state: dict[str, float], rewards: Tensor, *, decay: float =
 def _std(reward: Tensor) -> Tensor:
     """Over the rewards that were given, with n - 1."""
     given = ~reward.isnan()
-    return moments(reward[None], given[None])[1].sqrt()
+    variance = moments(reward[None], given[None])[1]
+    return masked(torch.where(variance > 0, variance, 1.0).sqrt(), variance > 0)  # no infinite slope at 0

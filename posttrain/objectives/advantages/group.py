@@ -128,7 +128,8 @@ def group_std(reward: Tensor, group: Tensor, *, ddof: int = 1) -> Tensor:
     """
     centered = center(reward, group)
     _, ids, size = _deviation(reward, group)
-    return (_sum(centered.square(), ids, size) / (size - ddof).clamp(min=1)).sqrt()[ids]
+    variance = _sum(centered.square(), ids, size) / (size - ddof).clamp(min=1)
+    return masked(torch.where(variance > 0, variance, 1.0).sqrt(), variance > 0)[ids]  # no infinite slope at 0
 
 
 def mixed(reward: Tensor, group: Tensor) -> Tensor:

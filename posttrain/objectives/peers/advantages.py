@@ -162,7 +162,7 @@ def openrlhf_whiten(x: Tensor, mask: Tensor, *, divide: bool = True) -> Tensor:
     """
     mean, var = moments(x, mask, ddof=0)
     scale = var.clamp(min=1e-8).rsqrt() if divide else torch.ones_like(var)
-    return masked((x - mean) * scale, mask)
+    return masked(x - mean, mask) * scale
 
 
 def openrlhf_whiten_rows(x: Tensor, mask: Tensor) -> Tensor:

@@ -132,6 +132,8 @@ def trl_top_entropy(entropy: Tensor, mask: Tensor, share: float) -> Tensor:
     `top_entropy`. Section 24.
     """
     check_shapes("NT", entropy, mask)
+    if not bool(mask.any()):
+        return mask
     return (entropy >= torch.quantile(entropy[mask].float(), 1 - share)) & mask
 
 
@@ -164,4 +166,4 @@ def spread_over_tokens(logp: Tensor, mask: Tensor) -> Tensor:
     An answer of -6 and three tokens gets -2 on each. Section 11.
     """
     check_shapes("NT N", mask, logp)
-    return masked((logp / mask.sum(1))[:, None].expand(mask.shape), mask)
+    return masked((logp / mask.sum(1).clamp(min=1))[:, None].expand(mask.shape), mask)
