@@ -191,9 +191,9 @@ def test_ppo_rewards_and_advantages():
     kl = torch.tensor([[9.0, 0.5, -0.5, 1.0, 9.0], [9.0, 9.0, 2.0, 9.0, 9.0]])
     rewards = script.token_rewards(torch.tensor([1.0, 2.0]), kl, mask, beta=0.1)
     torch.testing.assert_close(rewards, torch.tensor([[0, -0.05, 0.05, 0.9, 0], [0, 0, 1.8, 0, 0]]))
-    values = torch.tensor([[0, 0.2, 0.4, 0.5, 0], [0, 0, 1.0, 0, 0]])
+    values = torch.tensor([[7, 0.2, 0.4, 0.5, 7], [7, 7, 1.0, 7, 7]])  # what stands outside the mask is not read
     advantage, target = script.gae(rewards, values, mask, lam=1.0)
-    torch.testing.assert_close(target, torch.tensor([[0, 0.9, 0.95, 0.9, 0], [0, 0, 1.8, 0, 0]]))
+    torch.testing.assert_close(target[mask], torch.tensor([0.9, 0.95, 0.9, 1.8]))
     torch.testing.assert_close(advantage, (target - values) * mask)
     advantage, _ = script.gae(rewards, values, mask, lam=0.0)
     torch.testing.assert_close(advantage, torch.tensor([[0, 0.15, 0.15, 0.4, 0], [0, 0, 0.8, 0, 0]]))
@@ -250,7 +250,8 @@ def test_agent_stream_and_its_mask():
 
 
 @pytest.mark.parametrize(
-    "text", [";", "c;", "?;", "?cc;", "?c;;", " ?c;", "??c;", "?c", "=?c;", "[c];", "!", "=;", "=:;"]
+    "text",
+    [";", "c;", "?;", "?cc;", "?c;;", " ?c;", "??c;", "?c", "=?c;", "[c];", "!", "=;", "=:;", "=e;;", " =e;", "?=e;"],
 )
 def test_agent_answers_anything_else_with_an_error(text):
     """Only an exact call or answer counts. The rest costs a turn, and the episode goes on until turns run out."""
