@@ -4,7 +4,7 @@ ENV := .venv
 BIN := $(ENV)/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt
 
-.PHONY: demo test test-slow oracles docs-check mutants packaging base bench-check wheel lint clean
+.PHONY: demo test test-slow oracles docs-check mutants packaging base bench bench-gpu bench-check wheel lint clean
 
 demo: $(ENV)/.installed                   ## the whole pipeline on the embedded base
 	$(BIN)/posttrain demo
@@ -27,6 +27,12 @@ mutants: $(ENV)/.installed-dev            ## change every formula in memory, one
 
 base: $(ENV)/.installed-dev               ## pre-train the embedded base again (hours on two cores); resumes
 	$(BIN)/python -m posttrain.assets.pretrain runs/base-1
+
+bench: $(ENV)/.installed-dev              ## beside TRL and the floor; resumes; BENCH="--jobs sft --sizes tiny" picks
+	$(BIN)/python benchmarks/compare.py $(BENCH)
+
+bench-gpu: $(ENV)/.installed-dev          ## the same on a GPU, a part of it per call: stops after nine minutes
+	$(BIN)/python benchmarks/compare.py --device cuda --minutes 9 $(BENCH)
 
 bench-check: $(ENV)/.installed-dev        ## measure times and compare with the recorded ones
 	$(BIN)/python benchmarks/check.py
