@@ -138,7 +138,7 @@ def train_stages(out: Path, size: Size, seed: int, threads: int, say: Callable[[
     say("3/4  direct preference optimisation on the same comparisons")
     cfg = preference.Config(
         model=str(first.model), data=comparisons, loss=PreferenceLoss(name="dpo", beta=0.3), epochs=2.0, batch_size=16,
-        optim=Optim(lr=3e-4, schedule=linear), run=settings,
+        optim=Optim(lr=2e-4, schedule=linear), run=settings,
     )  # fmt: skip
     second = stage(out / "3-dpo", preference, cfg)
 
