@@ -49,18 +49,6 @@ def test_all_good_against_a_loop_with_absent_components():
     assert all_good(torch.full((2, 1), -1e4), torch.zeros(2, 1), every).item() == -2e4
 
 
-def test_gradients():
-    scores = torch.randn(3, 4, requires_grad=True)
-    references, mask = torch.randn(3, 4), torch.rand(3, 4) > 0.3
-    assert torch.autograd.gradcheck(ensemble_mean, (scores,))
-    assert torch.autograd.gradcheck(worst_case, (scores,))
-    assert torch.autograd.gradcheck(lambda s: uncertainty_weighted(s, weight=0.4), (scores,))
-    assert torch.autograd.gradcheck(lambda s: all_good(s, references, mask), (scores,))
-    leaf = torch.where(mask, scores.detach(), math.nan).requires_grad_()
-    (slope,) = torch.autograd.grad(all_good(leaf, references, mask).sum(), leaf)
-    assert torch.isfinite(slope).all() and not slope[~mask].any()
-
-
 def test_refusals():
     with pytest.raises(ConfigError, match="disagree"):
         uncertainty_weighted(torch.zeros(2, 2), weight=-1.0)

@@ -295,7 +295,7 @@ AT_REFERENCE = {
     "exo": (math.log(0.5) - (math.log(0.999) + math.log(0.001)) / 2, None), "discopop": ((LOG2 + 1) / 2, None),
     "dpop": (LOG2, None),
 }  # fmt: skip
-"""With usual numbers and answers of two tokens: the loss of a pair, and over β its slope in a token of the chosen answer
+"""With usual numbers and answers of two tokens: the loss of a pair, and its slope in a token of the chosen answer by β
 (DPO: log 2 and -β/2). None: the slope is worked out where the loss is tested."""
 
 

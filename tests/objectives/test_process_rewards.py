@@ -161,15 +161,6 @@ def test_implicit_rewards():
     assert not found[~MASK].any() and not implicit_process_rewards(logp, logp, MASK, beta=1.0).any()
 
 
-def test_gradchecks():
-    score = torch.randn(4, 5, requires_grad=True)
-    label, start = torch.rand(4, 5), torch.rand(4, requires_grad=True)
-    assert torch.autograd.gradcheck(lambda s: process(s, label, MASK)[0], (score,))
-    assert torch.autograd.gradcheck(lambda s, a: progress(s, MASK, a), (score, start))
-    assert torch.autograd.gradcheck(lambda s: min_form(s, MASK, temperature=0.5), (score,))
-    assert torch.autograd.gradcheck(lambda s: implicit_process_rewards(s, label, MASK, beta=2.0), (score,))
-
-
 def test_refusals():
     with pytest.raises(ConfigError, match="min, product"):
         answer_score(torch.zeros(1, 1), torch.ones(1, 1).bool(), "sum")

@@ -104,14 +104,6 @@ def test_scale_rl_and_its_fit():
     assert best.ceiling.item() == pytest.approx(min(errors)[1])
 
 
-def test_gradchecks():
-    d, alpha, beta = D.clone().requires_grad_(), *(torch.tensor(x, requires_grad=True) for x in (0.7, 0.3))
-    assert torch.autograd.gradcheck(lambda x, a, b: gold_best_of_n(x, Law(a, b)), (d, alpha, beta))
-    assert torch.autograd.gradcheck(lambda x, a, b: gold_rl(x, Law(a, b)), (d, alpha, beta))
-    assert torch.autograd.gradcheck(lambda x, a, b: scale_rl(x, Growth(a, b, D.mean()), 0.1), (d, alpha, beta))
-    assert torch.autograd.gradcheck(lambda y: fit_rl(D, y), (torch.randn(6, requires_grad=True),))
-
-
 def test_refusals():
     for peak in (peak_best_of_n, peak_rl):
         with pytest.raises(ConfigError, match="never falls"):
