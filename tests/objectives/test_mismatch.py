@@ -185,3 +185,10 @@ def test_shapes_must_agree():
         binary_tv(OLD, SAMPLER[:, :3])
     with pytest.raises(ShapeError, match="same tokens"):
         binary_kl(OLD, SAMPLER[:, :3])
+
+
+def test_a_band_alone_may_stand_without_a_weight():
+    assert Mismatch(kind="mask", level="none", unit="token").level == "none"
+    for wrong in ({"kind": "truncate"}, {"kind": "mask"}):
+        with pytest.raises(ConfigError, match="without a weight there is"):
+            Mismatch(level="none", **wrong)

@@ -304,6 +304,19 @@ def test_metrics_with_a_pencil():
         assert math.isclose(mean[name], value, rel_tol=1e-9, abs_tol=1e-12), name
 
 
+@pytest.mark.parametrize(("moved", "gain", "where"), [(0.5, 1.0, "high"), (-0.5, -1.0, "low"), (1.2, -1.0, "cap")])
+def test_metrics_of_a_lone_token(moved, gain, where):
+    """Between two tokens of others, so that a mask which is off by one misses it."""
+    old, mask = torch.zeros(1, 3), torch.tensor([[False, True, False]])
+    near = {"old": old, "ref": old, "sampled": old}
+    objective = Objective(clip=Clip(cap=3.0))
+    _, metrics = call(objective, old + moved, near, torch.full((1, 3), gain), mask)
+    mean = {k: float(s) / float(n) for k, (s, n) in metrics.items()}
+    assert math.isclose(mean["ratio_mean"], math.exp(moved)) and math.isclose(mean["ratio_max"], math.exp(moved))
+    shares = {name: mean[f"clip_{name}_share"] for name in ("low", "high", "cap")}
+    assert mean["clip_share"] == 1 and shares == {name: float(name == where) for name in shares}
+
+
 def test_every_metric_is_in_the_glossary():
     from posttrain.train.metrics import lookup
 

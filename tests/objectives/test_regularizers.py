@@ -135,3 +135,8 @@ def test_the_ends_of_what_is_allowed():
 def test_shapes_must_agree():
     with pytest.raises(ShapeError):
         proximal_penalty(torch.zeros(2, 3), torch.ones(2, 2).bool(), "k2")
+
+
+def test_the_penalty_of_an_answer_of_one_token():
+    moved, mask = torch.tensor([[0.0, 0.4, 0.0]]), torch.tensor([[False, True, False]])
+    assert proximal_penalty(moved, mask, "k2", "sequence").tolist() == [[0.0, pytest.approx(0.08), 0.0]]
