@@ -26,7 +26,6 @@ from workers import Failed, Worker, command
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results.json"
-PROBE_STEPS = 3
 LOSS_ALIKE = {"sft", "rm", "dpo"}  # the same loss on the same rows; the others draw their own answers
 
 
@@ -77,10 +76,10 @@ def probe(key: dict, results: Results) -> None:
     """Both sides take a few steps from the same weights; Failed where one does less, or something else."""
     if results.find("probes", key):
         return
-    lines = {}
+    lines, steps = {}, 3 if key["job"] in LOSS_ALIKE else 1
     for side, setting in (("ours", "default"), ("theirs", "default")):
-        with Worker(command(side, key, setting, steps=PROBE_STEPS, warmup=0, seed=0, probe=True)) as worker:
-            lines[side] = [worker.step() for _ in range(PROBE_STEPS)]
+        with Worker(command(side, key, setting, steps=steps, warmup=0, seed=0, probe=True)) as worker:
+            lines[side] = [worker.step() for _ in range(steps)]
     ours, theirs = lines["ours"], lines["theirs"]
     wrong = []
     for a, b in zip(ours, theirs, strict=True):
@@ -103,15 +102,15 @@ def probe(key: dict, results: Results) -> None:
 
 
 def fastest(key: dict, results: Results) -> str:
-    """The setting of theirs that trains the most tokens per second, from two steps of each, the second counts."""
+    """The setting of theirs that has the highest rate, from a step or two of each."""
     where = {k: v for k, v in key.items() if k != "code"}
     if found := results.find("best", where):
         return found[-1]["name"]
-    rates = {}
+    rates, steps = {}, 1 if inputs.JOBS[key["job"]].answer else 2
     for name in peers.of(key["job"]):
         try:
-            with Worker(command("theirs", key, name, steps=3, warmup=1, seed=0)) as worker:
-                took = [worker.step() for _ in range(2)]
+            with Worker(command("theirs", key, name, steps=steps + 1, warmup=1, seed=0)) as worker:
+                took = [worker.step() for _ in range(steps)]
             rates[name] = max(x["tokens"] / x["seconds"] for x in took)
         except Failed as error:
             print(f"    their setting {name!r} does not run here: {str(error).splitlines()[-1]}")
@@ -131,14 +130,17 @@ def sides(key: dict, best: str) -> dict[str, tuple[str, str]]:
     return found | {"floor": ("floor", "default")}
 
 
-def rounds(key: dict, pairs: int, results: Results, deadline: float) -> None:
-    """Rounds of one step each, in turns, until there are `pairs` of them or the time is over."""
+def rounds(key: dict, pairs: int, results: Results, deadline: float, best: str | None) -> None:
+    """Rounds of one step each, in turns, until there are `pairs` of them or the time is over.
+
+    best: their setting that is taken for the fastest; None: search for it.
+    """
     done = len(results.find("rounds", key))
     if done >= pairs:
         return
-    best = fastest(key, results)
-    warmup, steps = 2, pairs - done + 2
-    names = sides(key, best)
+    best = best or fastest(key, results)
+    warmup = 1 if inputs.JOBS[key["job"]].answer else 2  # a step with rollouts is long, and warms up everything
+    steps, names = pairs - done + warmup, sides(key, best)
     workers: dict[str, Worker] = {}
     copies: list[Worker] = []
     try:
@@ -198,6 +200,7 @@ def main() -> int:
     parser.add_argument("--pairs", type=int, default=7, help="rounds, in each of which every side takes one step")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--precision", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument("--best", metavar="SETTING", help="take this setting of theirs, instead of trying all")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="begin no further round after so many")
     parser.add_argument("--fresh", action="store_true", help="forget what was measured before")
     parser.add_argument("--report", action="store_true", help="measure nothing")
@@ -221,7 +224,7 @@ def main() -> int:
                 print(f"{job}, {size}, {threads} thread{'s' * (threads > 1)}", flush=True)
                 try:
                     probe(key | {"threads": 1}, results)
-                    rounds(key, args.pairs, results, deadline)
+                    rounds(key, args.pairs, results, deadline, args.best)
                 except Failed as error:
                     print(f"    not measured: {error}", flush=True)
                     failed += 1

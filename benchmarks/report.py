@@ -74,15 +74,19 @@ def cores(key: dict, rounds: list[dict]) -> str | None:
 
 
 def table(results: dict) -> str:
-    """Everything that was measured of the newest code."""
+    """Of everything that was measured the newest."""
     if not results["rounds"]:
         return "nothing was measured yet"
     newest = results["rounds"][-1]["key"]["code"]
     groups: dict[tuple, list[dict]] = {}
     for r in results["rounds"]:
-        if r["key"]["code"] == newest:
-            groups.setdefault(tuple(r["key"].items()), []).append(r)
-    lines = [list(HEADER)] + [row(dict(key), rounds) for key, rounds in groups.items()]
+        what = tuple((k, v) for k, v in r["key"].items() if k != "code")
+        if what in groups and groups[what][-1]["key"]["code"] != r["key"]["code"]:
+            del groups[what]  # of older code
+        groups.setdefault(what, []).append(r)
+    lines = [list(HEADER)] + [row(rounds[-1]["key"], rounds) for rounds in groups.values()]
+    for line, rounds in zip(lines[1:], groups.values(), strict=True):
+        line[0] += "" if rounds[-1]["key"]["code"] == newest else " *"
     wide = [max(len(line[i]) for line in lines) for i in range(len(HEADER))]
     text = ["  ".join(x.ljust(w) for x, w in zip(line, wide, strict=True)).rstrip() for line in lines]
     text.insert(1, "-" * max(map(len, text)))
@@ -93,6 +97,6 @@ def table(results: dict) -> str:
         "ours, default, best, floor: median tokens per second (of answers in reinforcement learning and sampling).",
         "x: our rate over theirs, medians; the spread is that of the best setting. = : best is the default.",
         "DPO against the default counts our pass over the reference, made once before training, as if for one epoch.",
-        "MiB: peak above imports, weights and AdamW.",
+        "MiB: peak above imports, weights and AdamW. * : measured with older code than the last row that was made.",
     )
     return "\n".join(["", about, "", *text, "", *notes])
