@@ -81,6 +81,7 @@ def test_inputs_in_another_form():
     spread = spread_over_tokens(torch.tensor([-6.0, -8.0]), FULL)
     assert spread.tolist() == [[-3.0, -3.0, 0.0, 0.0], [-2.0] * 4]
     assert spread_over_tokens(torch.tensor([-6.0, -8.0, 0.0]), MASK)[2].tolist() == [0.0] * 4
+    assert spread_over_tokens(torch.tensor([-6.0, -8.0, -5.0]), MASK[:, :1])[:, 0].tolist() == [-6.0, -8.0, 0.0]
     assert importance(spread, spread, FULL, "sequence_sum").abs().max() == 0
 
 
