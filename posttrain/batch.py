@@ -13,7 +13,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from posttrain import rng
+from posttrain import dist, rng
 from posttrain.errors import DataError
 from posttrain.objectives.average import Average, row_weights, token_weights
 from posttrain.records import Group, Segment
@@ -102,20 +102,56 @@ class TokenBatch:
             yield torch.arange(len(self))
             return
         lengths = self.lengths.tolist()
-        key = list(range(len(self))) if together == "row" else getattr(self, together).tolist()
-        units: dict[int, list[int]] = {}
-        for row, k in enumerate(key):
-            units.setdefault(k, []).append(row)
-        order = sorted(units.values(), key=lambda rows: -max(lengths[r] for r in rows))
         part: list[int] = []
         used = 0
-        for rows in order:
+        for rows in self._units(together):
             size = sum(lengths[r] for r in rows)
             if part and used + size > max_tokens:
                 yield torch.tensor(part)
                 part, used = [], 0
             part, used = part + rows, used + size
         yield torch.tensor(part)
+
+    def pieces(self, max_tokens: int | None, together: Together = "row") -> list[tuple[Tensor, bool]]:
+        """Row indices of the micro-batches of this process, each with whether it counts.
+
+        Alone they are those of `split`. Several processes split a share each, and all get equally many pieces: who has
+        fewer repeats a short one that does not count, since a backward pass is something they do together.
+        """
+        if dist.world() == 1:
+            return [(rows, True) for rows in self.split(max_tokens, together)]
+        cut = [
+            [share[rows] for rows in self.select(share).split(max_tokens, together)] if len(share) else []
+            for share in self.shares(dist.world(), together)
+        ]
+        mine = cut[dist.rank()]
+        short = min((rows for parts in cut for rows in parts), key=lambda rows: int(self.lengths[rows].sum()))
+        missing = max(map(len, cut)) - len(mine)
+        return [(rows, True) for rows in mine] + [(short, False)] * missing
+
+    def shares(self, n: int, together: Together = "row") -> list[Tensor]:
+        """Row indices of n parts with about equally many tokens; what is `together` stays so. Some may be empty.
+
+        Groups stay whole where there are two for each part, since a shared prompt is computed once where they meet.
+        """
+        together = "group" if len(self.group.unique()) >= 2 * n else together
+        lengths = self.lengths.tolist()
+        parts: list[list[int]] = [[] for _ in range(n)]
+        load = [0] * n
+        for rows in self._units(together):  # the longest first, each to whom has least
+            lightest = load.index(min(load))
+            parts[lightest] += rows
+            load[lightest] += sum(lengths[r] for r in rows)
+        return [torch.tensor(sorted(part), dtype=torch.long) for part in parts]
+
+    def _units(self, together: Together) -> list[list[int]]:
+        """Rows that must not be parted, those with the longest row first."""
+        lengths = self.lengths.tolist()
+        key = list(range(len(self))) if together == "row" else getattr(self, together).tolist()
+        units: dict[int, list[int]] = {}
+        for row, k in enumerate(key):
+            units.setdefault(k, []).append(row)
+        return sorted(units.values(), key=lambda rows: -max(lengths[r] for r in rows))
 
 
 def collate(

@@ -20,6 +20,7 @@ LAYERS = (
     "train.folder",  # what a run folder is, without torch: models are taken from runs by name
     "dist",
     "sandbox",
+    "scale.distributed",  # one model over several processes: below all that holds a model
     "objectives",
     "models.tokenizers",  # ids and text, without torch: the templates need to know what a token is
     "chat",
@@ -36,6 +37,7 @@ LAYERS = (
     "evals",
     "control",
     "algorithms",
+    "scale",
     "assets",
     "recipes",
     "lab",
@@ -57,6 +59,7 @@ WITHOUT_TORCH = (
     "posttrain.schema",
     "posttrain.config",
     "posttrain.packing",
+    "posttrain.dist",
     "posttrain.chat",
     "posttrain.assets.world",
     "posttrain.cli.main",

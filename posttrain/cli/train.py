@@ -1,15 +1,18 @@
 """`posttrain train METHOD`: resolve the config, say what will happen, open the run folder, train."""
 
+import contextlib
 import hashlib
 import importlib
+import io
 import shlex
+import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from posttrain import config
+from posttrain import config, dist
 from posttrain.cli.options import help_text, wants_help
 from posttrain.errors import UsageError, nearest
 
@@ -30,7 +33,12 @@ _FLAGS = {
 
 
 def main(words: Sequence[str]) -> None:
-    """Train, resume, or report a finished run."""
+    """Train, resume, or report a finished run; under torchrun, all its processes together."""
+    with dist.joined(), contextlib.redirect_stdout(io.StringIO() if dist.rank() else sys.stdout):
+        _main(words)
+
+
+def _main(words: Sequence[str]) -> None:
     if not words or words[0].startswith("-"):
         print("posttrain train METHOD [options]      posttrain train METHOD --help lists its options\n")
         print("\n".join(f"  {name:<13} {text}" for name, text in METHODS.items()))

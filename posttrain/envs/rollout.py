@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from math import nan
 
-from posttrain import chat, rng
+from posttrain import chat, dist, rng
 from posttrain.envs.base import Env, Reply, SingleTurn
 from posttrain.errors import ConfigError, DataError, Interrupted, RolloutError
 from posttrain.models.tokenizers import Tokenizer
@@ -47,6 +47,8 @@ def rollout(
     keep_thinking: what becomes of reasoning in earlier turns, see `chat.prompt`.
     workers: threads in which environments answer; 1 asks one after the other.
 
+    Several processes (`posttrain.dist`) write the groups of their share of the tasks, and all get all groups.
+
     Raises DataError for a task whose prompt leaves no room in the context, RolloutError where too many have failed.
     """
     if n < 1 or max_turns < 1 or workers < 1:
@@ -54,7 +56,28 @@ def rollout(
     params = replace(params, stop_ids=tuple(dict.fromkeys((*chat.stop_ids(template, tokenizer), *params.stop_ids))))
     writer = _Writer(template, tokenizer, keep_thinking, sampler.context)
     env = SingleTurn() if env is None else env
-    episodes = [_Episode(task, copy.copy(env), rng.fold(seed, i, j)) for i, task in enumerate(tasks) for j in range(n)]
+    version = sampler.version if version is None else version
+
+    def write(share: Sequence[tuple[int, Task]]) -> list[Group]:
+        episodes = [_Episode(task, copy.copy(env), rng.fold(seed, i, j)) for i, task in share for j in range(n)]
+        _play(episodes, sampler, params, writer, max_turns, workers)
+        done = [e.trajectory(version, params.recorded_temperature) for e in episodes]
+        return [Group(task, tuple(done[i * n : (i + 1) * n])) for i, (_, task) in enumerate(share)]
+
+    groups = dist.spread(list(enumerate(tasks)), write)
+    _check_failures([m for g in groups for m in g.members], max_failed)
+    return groups
+
+
+def _play(
+    episodes: Sequence["_Episode"],
+    sampler: Sampler,
+    params: SamplingParams,
+    writer: "_Writer",
+    max_turns: int,
+    workers: int,
+) -> None:
+    """Turn by turn, until no episode is alive."""
     _each(episodes, _Episode.open, workers)
     writer.open(episodes)
     for turn in range(max_turns):
@@ -70,10 +93,6 @@ def rollout(
         for e in live:
             if e.stop is None:
                 writer.go_on(e)
-    _check_failures(episodes, max_failed)
-    version = sampler.version if version is None else version
-    done = [e.trajectory(version, params.recorded_temperature) for e in episodes]
-    return [Group(task, tuple(done[i * n : (i + 1) * n])) for i, task in enumerate(tasks)]
 
 
 class _Stream:
@@ -214,7 +233,7 @@ def _each(episodes: Sequence[_Episode], do: Callable[[_Episode], None], workers:
         list(pool.map(do, episodes))
 
 
-def _check_failures(episodes: Sequence[_Episode], max_failed: float) -> None:
+def _check_failures(episodes: Sequence[Trajectory], max_failed: float) -> None:
     errors = Counter(e.error.splitlines()[0] for e in episodes if e.error is not None)
     failed = errors.total()
     if failed > max_failed * len(episodes):

@@ -15,6 +15,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from posttrain import dist
 from posttrain.errors import ModelError
 from posttrain.models.decoder import Decoder, ModelConfig
 from posttrain.models.heads import ScalarModel
@@ -180,7 +181,7 @@ def copy_tensors(model: Decoder | ScalarModel, have: dict[str, Tensor], folder: 
                 raise ModelError(
                     f"{folder}: {name} has shape {list(have[name].shape)}, the config wants {list(p.shape)}."
                 )
-            p.copy_(have[name])
+            p.copy_(dist.like(have[name], p))
 
 
 def hf_name(parameter: str) -> str:
@@ -230,8 +231,10 @@ def write_folder(
     dtype: storage type of the weights; default: as they are.
     """
     folder = Path(folder)
+    tensors = {hf_name(n): dist.brought(p.detach().to(dtype or p.dtype)) for n, p in model.named_parameters()}
+    if dist.rank():  # the other processes only bring their shards
+        return
     folder.mkdir(parents=True, exist_ok=True)
-    tensors = {hf_name(n): p.detach().to(dtype or p.dtype) for n, p in model.named_parameters()}
     save_weights(tensors, folder, shard_bytes=shard_bytes)
     stored = dtype or next(model.parameters()).dtype
     config = config_json(model.cfg, stored, scalar=isinstance(model, ScalarModel))

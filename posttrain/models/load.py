@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from posttrain import dist
 from posttrain.chat.encode import stop_ids
 from posttrain.chat.templates import JinjaTemplate, Template, choose, stored
 from posttrain.errors import ModelError, missing_extra
@@ -107,7 +108,12 @@ def load(name: str | Path, *, template: str = "auto", dtype: torch.dtype = torch
 
 
 def frozen_copy(model: Decoder) -> Decoder:
-    """A copy that is never trained: the reference of KL penalties and preference losses."""
+    """A copy that is never trained: the reference of KL penalties and preference losses. Of a sharded model, whole."""
+    if dist.world() > 1:
+        from posttrain.scale.distributed import is_sharded, whole_copy
+
+        if is_sharded(model):
+            return whole_copy(model)
     return copy.deepcopy(model).requires_grad_(False).eval()
 
 

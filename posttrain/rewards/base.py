@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from posttrain import rng
+from posttrain import dist, rng
 from posttrain.errors import ConfigError, Interrupted, MissingExtra, nearest
 from posttrain.records import Group, Score, Stop, Task, Trajectory
 
@@ -38,13 +38,14 @@ def score(groups: Sequence[Group], rewards: Rewards) -> list[Group]:
 
     Parts of a component appear as "name.part". The value is None where a component with a weight is None, where a
     reward raised, and for rollouts that failed. Raises ConfigError for an empty mapping; errors in the request itself
-    (ConfigError, MissingExtra) pass through, since they would repeat for every answer.
+    (ConfigError, MissingExtra) pass through, since they would repeat for every answer. Several processes grade a share
+    of the groups each, and all get all scores, so that no grader is asked twice.
     """
     if not rewards:
         raise ConfigError(
             "no reward is given, so no answer can be graded. Name one, such as rewards = ['exact_number']."
         )
-    return [_score_group(group, rewards) for group in groups]
+    return dist.spread(groups, lambda share: [_score_group(group, rewards) for group in share])
 
 
 def _score_group(group: Group, rewards: Rewards) -> Group:

@@ -20,6 +20,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
+from posttrain import dist
 from posttrain.errors import RunError
 from posttrain.train.folder import found
 from posttrain.train.metrics import lookup
@@ -52,9 +53,13 @@ def write(
     Raises RunError when the disk is full: nothing of the new checkpoint is left then, and older ones are intact.
     """
     final = root / f"step-{steps:06d}"
-    if final.exists():
+    if dist.first(final.exists):
         return final
     draft = root / f"{final.name}.tmp"
+    if dist.rank():  # the first process writes; the others only bring their shards
+        for name, part in parts.items():
+            _bring(draft if name == "policy" else draft / name, part)
+        return final
     try:
         shutil.rmtree(draft, ignore_errors=True)
         draft.mkdir(parents=True)
@@ -167,12 +172,18 @@ def _write_part(folder: Path, part: Part) -> None:
     import torch  # here, so that `posttrain runs list` need not load it
 
     folder.mkdir(exist_ok=True)
+    state = _bring(folder, part)
+    with open(folder / "optimizer.pt", "wb") as file:
+        torch.save(state, file)
+
+
+def _bring(folder: Path, part: Part) -> dict[str, Any]:
+    """Let a part write its weights, and return its state: what all processes of a run do together."""
     if hasattr(part, "save_model"):
         part.save_model(folder)
     if hasattr(part, "save_weights") and not hasattr(part, "load_model"):
         part.save_weights(folder / "weights.safetensors")
-    with open(folder / "optimizer.pt", "wb") as file:
-        torch.save(part.state(), file)
+    return part.state()
 
 
 def _write_state(folder: Path, state: Mapping[str, Any], record: Mapping[str, Any]) -> None:

@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from posttrain import config
+from posttrain import config, dist
 from posttrain.errors import ConfigError
 from posttrain.train import checkpoint
 
@@ -50,6 +50,7 @@ def _session(command: str) -> dict[str, Any]:
         "python": platform.python_version(),
         "machine": f"{platform.system()} {platform.machine()}",
         "device": _device(),
+        "processes": dist.world(),
         "versions": versions(),
     }
 
@@ -82,10 +83,13 @@ def revision() -> str | None:
 
 
 def prepare_torch(threads: int, seed: int) -> None:
-    """Set torch's thread count and global generator, on which bitwise repetition depends."""
+    """Set torch's thread count and global generator, on which bitwise repetition depends.
+
+    threads: of the machine; processes that share it share them.
+    """
     import torch
 
-    torch.set_num_threads(threads)
+    torch.set_num_threads(max(1, threads // dist.local_world()))
     torch.manual_seed(seed)
 
 

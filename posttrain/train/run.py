@@ -3,7 +3,8 @@
 A folder with `result.json` is complete. One without resumes: a run killed at any moment and called again equals an
 unbroken one in weights, optimizer state, metrics.jsonl and samples.jsonl, bit for bit, on the same machine, torch build
 and number of threads. A run that failed leaves `failed.json` with the reason and resumes as well. Wall-clock times are
-in timing.jsonl and log.txt only, which are no part of that promise.
+in timing.jsonl and log.txt only, which are no part of that promise. Where several processes train together
+(`posttrain.dist`), the first writes and speaks; the others run through the same lines in silence.
 
     with Run.open(folder, cfg) as run:                   # creates, resumes, or returns the finished run
         state = run.load({"policy": policy}, {"cursor": 0})
@@ -26,7 +27,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from posttrain import config, rng
+from posttrain import config, dist, rng
 from posttrain.errors import ConfigError, Interrupted, InvariantError, NonFiniteError, RunError, UsageError
 from posttrain.train import checkpoint, provenance
 from posttrain.train.folder import Result, compare, lock_folder, never_began, read_result, refuse_foreign, size
@@ -46,7 +47,7 @@ class RunConfig:
     seed: int = 0
     """All randomness of the run is a pure function of this number and a position."""
     threads: int = field(default=2, metadata=MAY_CHANGE)
-    """CPU threads of torch. Runs repeat bit for bit only with the same number."""
+    """CPU threads of torch, shared by the processes on a machine. Runs repeat bit for bit only with the same number."""
     save_every: int = field(default=50, metadata=MAY_CHANGE)
     """Steps between checkpoints; the last step is always saved."""
     keep: int = field(default=2, metadata=MAY_CHANGE)
@@ -103,7 +104,21 @@ class Run:
         list of differences if it was made with another config. Fields marked may_change may differ; that is logged.
         A run that failed before its first step has nothing to keep: it begins anew, under the config asked for.
         """
-        folder = Path(folder)
+        opened: list[Run] = []
+
+        def begin() -> tuple[Path, int, tuple[int, dict[str, float]], Path | None, Result | None]:
+            run = cls._begin(Path(folder), cfg, command, parent)
+            opened.append(run)
+            return run.folder, run.done, run._last, run._latest, run.result
+
+        place, *found = dist.first(begin)
+        run = opened[0] if opened else cls(place, cfg, -1)
+        run.done, run._last, run._latest, run.result = found
+        provenance.prepare_torch(run.settings.threads, run.seed(0, "setup"))
+        return run
+
+    @classmethod
+    def _begin(cls, folder: Path, cfg: Any, command: str, parent: Path | str | None) -> "Run":
         is_run = (folder / "config.toml").exists()
         if not is_run and folder.exists():
             refuse_foreign(folder)
@@ -127,18 +142,19 @@ class Run:
             raise
         for line in changes:
             run.note(f"changed since the run began: {line}")
-        provenance.prepare_torch(run.settings.threads, run.seed(0, "setup"))
         return run
 
     def __enter__(self) -> "Run":
         return self
 
     def __exit__(self, kind, error, trace) -> None:
+        error = (error and dist.lost(error)) or error
         if error is not None and not isinstance(error, (UsageError, Interrupted, KeyboardInterrupt)):
-            reason = {"step": self.done, "error": kind.__name__, "message": str(error)}
+            reason = {"step": self.done, "error": type(error).__name__, "message": str(error)}
             with contextlib.suppress(Exception):  # the original error matters more than a disk that is full as well
-                checkpoint.write_text(self.folder / "failed.json", json.dumps(reason, indent=1))
-                self.note(f"stopped at step {self.done}: {kind.__name__}: {error}")
+                if dist.rank() == 0:
+                    checkpoint.write_text(self.folder / "failed.json", json.dumps(reason, indent=1))
+                self.note(f"stopped at step {self.done}: {type(error).__name__}: {error}")
         self.close()
 
     def close(self) -> None:
@@ -176,13 +192,15 @@ class Run:
     def steps(self, n: int) -> Iterator[int]:
         """The step indices still to do, up to n - 1, with a progress line.
 
-        The first Ctrl-C, or SIGTERM, stops between two steps, right after a checkpoint: Interrupted is raised. The
-        second Ctrl-C stops at once. torch's global generator is set from (seed, step), so it needs no saving.
+        The first Ctrl-C, or SIGTERM, stops between two steps, right after a checkpoint: Interrupted is raised, in all
+        processes of the run. The second Ctrl-C stops at once.
+
+        torch's global generator is set from (seed, step), so it needs no saving.
         """
         assert self._loaded or self._latest is None, "call run.load(parts) before run.steps: this run is resumed"
         self._total = n
         self._catch_signals()
-        self._bar = Bar(self.folder.name, n, self.done)
+        self._bar = Bar(self.folder.name, n, self.done) if dist.rank() == 0 else None
         self._cleanup.callback(self._close_bar)
         for step in range(self.done, n):
             provenance.seed_torch(self.seed(step, "torch"))
@@ -190,7 +208,7 @@ class Run:
             yield step
             self.done = step + 1
             saved = self._latest is not None and checkpoint.steps_of(self._latest) == self.done
-            if self._stop and (saved or step + 1 == n):
+            if self._stopping() and (saved or step + 1 == n):
                 raise Interrupted(
                     f"{self._stop} after step {step}. {self.folder} continues from "
                     f"{self._latest.name if self._latest else 'the start'} with the same command."
@@ -251,6 +269,8 @@ class Run:
 
     def note(self, text: str) -> None:
         """A line for people: into log.txt with the time, and onto the screen."""
+        if dist.rank():
+            return
         self._append("log.txt", f"{provenance.now()} {text}")
         bar = self._bar or Bar("", 0, 0)
         bar.say(text)
@@ -266,7 +286,7 @@ class Run:
         state: the loop's own plain dict. Returns the folder written, or None. Raises RunError on a full disk.
         """
         done = step + 1
-        if done % self.settings.save_every and done != self._total and not self._stop:
+        if done % self.settings.save_every and done != self._total and not self._stopping():
             return None
         for handle in self._handles.values():
             os.fsync(handle.fileno())
@@ -274,11 +294,18 @@ class Run:
         metrics = self._last[1] if self._last[0] == step else {}
         record = {"steps": done, "sizes": sizes, "metrics": metrics, "seed": self.settings.seed}
         self._latest = checkpoint.write(self._checkpoints, done, parts, state or {}, record)
-        checkpoint.prune(self._checkpoints, self.settings.keep, self.settings.best)
+        if dist.rank() == 0:
+            checkpoint.prune(self._checkpoints, self.settings.keep, self.settings.best)
         return self._latest
 
     def finish(self, metrics: Mapping[str, Any] | None = None) -> Result:
         """Write result.json, last of all, and return it. metrics: a final evaluation, (sum, count) or numbers."""
+        self.result = dist.first(lambda: self._conclude(metrics))
+        return self.result
+
+    # -- inside -------------------------------------------------------------------------------------------------------
+
+    def _conclude(self, metrics: Mapping[str, Any] | None) -> Result:
         final = self._last[1] | mean(metrics or {})
         for name in final:
             lookup(name)
@@ -289,7 +316,6 @@ class Run:
                 f'run.best = "{self.settings.best}", but no checkpoint was written at a step that measured it: the '
                 f"last is the run's model. Measured last: {measured}. Let run.save_every be a multiple of eval_every."
             )
-        self.result = Result(self.folder, self.done, final, self._latest, best)
         text = {
             "status": "finished",
             "steps": self.done,
@@ -301,9 +327,7 @@ class Run:
         (self.folder / "failed.json").unlink(missing_ok=True)
         self.note(f"finished after {self.done} steps  {headline(final)}")
         checkpoint.write_text(self.folder / "result.json", json.dumps(text, indent=1))
-        return self.result
-
-    # -- inside -------------------------------------------------------------------------------------------------------
+        return Result(self.folder, self.done, final, self._latest, best)
 
     def _find_place(self) -> None:
         """Find the last checkpoint, and cut the files back to what they held when it was written."""
@@ -324,6 +348,8 @@ class Run:
                 os.truncate(path, wanted)
 
     def _append(self, name: str, record: Mapping[str, Any] | str) -> None:
+        if dist.rank():
+            return
         line = record if isinstance(record, str) else json.dumps(record, ensure_ascii=False, allow_nan=False)
         try:
             if name not in self._handles:
@@ -332,6 +358,12 @@ class Run:
             self._handles[name].flush()
         except OSError as error:
             raise checkpoint.full_disk(error, f"writing {self.folder / name}", self.folder) or error from error
+
+    def _stopping(self) -> str | None:
+        """Why to stop, once any process of the run was asked to: asked at the same places in all of them."""
+        if dist.all_max(self._stop is not None) and not self._stop:
+            self._stop = "stopped with another process"
+        return self._stop
 
     def _catch_signals(self) -> None:
         if threading.current_thread() is not threading.main_thread():

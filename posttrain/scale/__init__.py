@@ -1,0 +1,1 @@
+"""Training on more than one processor: sharded models now; placing learners and samplers on machines comes here too."""
