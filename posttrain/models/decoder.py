@@ -5,12 +5,11 @@ biases (Qwen2: q, k, v), whether queries and keys are normalised per head (Qwen3
 embedding. Parameter names are Hugging Face's, so `hf_format.py` copies tensors without a table.
 
 Everything but attention works on one token at a time, so the layers see flat rows [M, D]. Attention is a function of
-(layer, q, k, v) chosen by the caller: padded [N, T] rows, packed rows, or one new token against a cache. The three
-share every parameter and agree to rounding; the padded one is the oracle of the other two.
+(layer, q, k, v) chosen by the caller, see `attention.py`: padded [N, T] rows, packed rows, or one new token against a
+cache. The three share every parameter and agree to rounding; the padded one is the oracle of the other two.
 """
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -19,9 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from posttrain.errors import ModelError
-
-Attention = Callable[[int, Tensor, Tensor, Tensor], Tensor]
-"""(layer index, q [M, H, d], k [M, K, d], v [M, K, d]) -> [M, H * d]; H query heads share K key-value heads."""
+from posttrain.models.attention import Attention, pack_lengths, packed_attention, padded_attention
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -243,8 +240,8 @@ class Decoder(nn.Module):
 
         tokens: [M] ids of all rows, one after the other. lengths: [N] with sum M.
         """
-        positions = _ranges(lengths)
-        return self.flat(tokens, positions, packed_attention(lengths, positions))
+        packing = pack_lengths(lengths)
+        return self.flat(tokens, packing.positions, packed_attention(packing))
 
     def flat(self, tokens: Tensor, positions: Tensor, attention: Attention) -> Tensor:
         """Hidden states [M, D] of flat tokens [M] at positions [M], with any attention pattern."""
@@ -262,118 +259,7 @@ class Decoder(nn.Module):
         return F.linear(hidden, self.head_weight)
 
 
-def padded_attention(n: int, t: int, mask: Tensor | None) -> Attention:
-    """Attention over [N, T] rows laid out flat; plain causal where mask is None, else mask [N, 1, T, T]."""
-
-    def attention(_layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        q, k, v = (x.unflatten(0, (n, t)).transpose(1, 2) for x in (q, k, v))
-        k, v = _share(k, q), _share(v, q)
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None)
-        return out.transpose(1, 2).reshape(n * t, -1)
-
-    return attention
-
-
-def packed_attention(lengths: Tensor, positions: Tensor) -> Attention:
-    """Attention within each of N packed rows.
-
-    Rows are laid right-padded on a grid for the attention product alone; a causal mask is then exact without a padding
-    mask, because padding stands after every real token.
-    """
-    n, t = len(lengths), int(lengths.max())
-    row = torch.repeat_interleave(torch.arange(n, device=lengths.device), lengths)
-    place = row * t + positions
-
-    def grid(x: Tensor) -> Tensor:  # [M, h, d] -> [N, h, T, d]
-        full = x.new_zeros(n * t, *x.shape[1:]).index_copy(0, place, x)
-        return full.unflatten(0, (n, t)).transpose(1, 2)
-
-    def attention(_layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        q, k, v = grid(q), grid(k), grid(v)
-        out = F.scaled_dot_product_attention(q, _share(k, q), _share(v, q), is_causal=True)
-        return out.transpose(1, 2).reshape(n * t, -1).index_select(0, place)
-
-    return attention
-
-
-class Cache:
-    """Keys and values of S slots of up to L tokens, allocated once: [layers, S, K, L, d] each."""
-
-    def __init__(self, model: Decoder, slots: int, length: int):
-        cfg, w = model.cfg, model.embed_tokens.weight
-        shape = (cfg.num_hidden_layers, slots, cfg.num_key_value_heads, length, cfg.head_dim)
-        self.keys = torch.zeros(shape, dtype=w.dtype, device=w.device)
-        self.values = torch.zeros(shape, dtype=w.dtype, device=w.device)
-        self.length = length
-
-    def places(self, slots: Tensor, positions: Tensor) -> Tensor:
-        """[M, K]: where token m of slot `slots[m]` stands in a layer's flat [S * K * L, d] memory, for each head."""
-        heads = self.keys.shape[2]
-        return (slots[:, None] * heads + torch.arange(heads, device=slots.device)) * self.length + positions[:, None]
-
-    def write(self, layer: int, places: Tensor, k: Tensor, v: Tensor) -> None:
-        """Store keys and values [M, K, d] of new tokens. One flat index copy: a three-way index is far slower."""
-        places, d = places.flatten(), k.shape[-1]
-        self.keys[layer].view(-1, d).index_copy_(0, places, k.reshape(-1, d))
-        self.values[layer].view(-1, d).index_copy_(0, places, v.reshape(-1, d))
-
-    def copy(self, source: Tensor, target: Tensor, length: int) -> None:
-        """Copy the first `length` tokens of the slots `source` [n] to the slots `target` [n], which must differ."""
-        for memory in (self.keys, self.values):
-            memory[:, target, :, :length] = memory[:, source, :, :length]
-
-
-def prefill_attention(cache: Cache, slots: Tensor, lengths: Tensor, positions: Tensor) -> Attention:
-    """Packed attention that also writes keys and values of fresh rows into their cache slots [N]."""
-    inner = packed_attention(lengths, positions)
-    places = cache.places(torch.repeat_interleave(slots, lengths), positions)
-
-    def attention(i: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        cache.write(i, places, k, v)
-        return inner(i, q, k, v)
-
-    return attention
-
-
-def decode_attention(cache: Cache, positions: Tensor) -> Attention:
-    """One new token in each of the first M slots, at positions [M], attending to its slot's cache up to itself."""
-    m, longest = len(positions), int(positions.max()) + 1
-    slot, place = (torch.arange(n, device=positions.device) for n in (m, longest))
-    places = cache.places(slot, positions)
-    hidden = place > positions[:, None]
-    bias = cache.keys.new_zeros(m, longest).masked_fill_(hidden, -torch.inf)[:, None, None]  # [M, 1, 1, longest]
-
-    def attention(i: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        cache.write(i, places, k, v)
-        q = (q * q.shape[-1] ** -0.5).unflatten(1, (k.shape[1], -1))  # [M, K, H/K, d]: queries that share a key
-        scores = q @ cache.keys[i, :m, :, :longest].transpose(2, 3)
-        return (scores.add_(bias).softmax(-1) @ cache.values[i, :m, :, :longest]).flatten(1)
-
-    return attention
-
-
-def _share(kv: Tensor, q: Tensor) -> Tensor:
-    """Repeat key-value heads [N, K, T, d] for the query heads that share them."""
-    times = q.shape[1] // kv.shape[1]
-    return kv if times == 1 else kv.repeat_interleave(times, dim=1)
-
-
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotate the pairs (x[i], x[i + d/2]) of x [M, h, d]; cos, sin [M, 1, d] serve both halves, sin's first negated."""
     a, b = x.chunk(2, dim=-1)
     return torch.addcmul(x * cos, torch.cat((b, a), dim=-1), sin)
-
-
-def row_lengths(positions: Tensor) -> Tensor:
-    """Lengths [N] of packed rows from their positions [M], which begin again at 0 in each: what `Decoder.rows` wants.
-
-    This is how other libraries hand packed rows around. Positions 0 1 2 0 1 give lengths 3 and 2.
-    """
-    starts = (positions == 0).nonzero().flatten()
-    return torch.diff(starts, append=starts.new_tensor([len(positions)]))
-
-
-def _ranges(lengths: Tensor) -> Tensor:
-    """0 .. length-1 for each length, one after the other."""
-    ends = lengths.cumsum(0)
-    return torch.arange(int(ends[-1]), device=lengths.device) - torch.repeat_interleave(ends - lengths, lengths)

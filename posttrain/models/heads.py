@@ -8,6 +8,7 @@ reward model, every one for a critic.
 import torch
 from torch import Tensor, nn
 
+from posttrain.models.attention import Attention
 from posttrain.models.decoder import Decoder
 
 
@@ -28,9 +29,9 @@ class ScalarModel(nn.Module):
         """The decoder's ModelConfig."""
         return self.decoder.cfg
 
-    def rows(self, tokens: Tensor, lengths: Tensor) -> Tensor:
-        """Hidden states [M, D] of packed rows; see `Decoder.rows`."""
-        return self.decoder.rows(tokens, lengths)
+    def flat(self, tokens: Tensor, positions: Tensor, attention: Attention) -> Tensor:
+        """Hidden states [M, D] of flat tokens; see `Decoder.flat`."""
+        return self.decoder.flat(tokens, positions, attention)
 
     def values(self, hidden: Tensor) -> Tensor:
         """[M, D] -> [M]."""

@@ -14,9 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from posttrain import rng
+from posttrain import dist, rng
 from posttrain.errors import ConfigError, DataError, InvariantError, NonFiniteError
-from posttrain.models.decoder import Cache, Decoder, decode_attention, prefill_attention
+from posttrain.models.attention import Cache, decode_attention, pack_lengths, prefill_attention
+from posttrain.models.decoder import Decoder
 from posttrain.records import Stop
 from posttrain.sample.base import Completion, SamplingParams, per_request
 
@@ -32,7 +33,11 @@ class TorchSampler:
     def __init__(self, model: Decoder, *, slots: int = 128, max_len: int | None = None):
         if slots < 1:
             raise ConfigError(f"slots = {slots}: the sampler decodes at least one sequence at a time")
-        self.model = model
+        self.learner_model = self.model = model
+        if dist.world() > 1:
+            from posttrain.scale.distributed import whole_copy
+
+            self.model = whole_copy(model)
         self.slots = slots
         self.context = min(max_len or model.cfg.max_position_embeddings, model.cfg.max_position_embeddings)
         self.version = 0
@@ -41,13 +46,19 @@ class TorchSampler:
     def update(self, policy: Any) -> None:
         """Moves no weights: sampler and learner hold the same module. Takes over the version.
 
+        Of a sharded model the sampler holds a whole copy in each process, which is brought up to date here.
+
         Raises InvariantError if `policy.model` is another module, whose training would never reach this sampler.
         """
-        if policy.model is not self.model:
+        if policy.model is not self.learner_model:
             raise InvariantError(
                 "the sampler holds another module than the learner, so it would go on sampling from untrained weights. "
                 "Build TorchSampler from learner.model."
             )
+        if self.model is not policy.model:
+            from posttrain.scale.distributed import refresh
+
+            refresh(self.model, policy.model)
         self.version = policy.version
 
     @torch.inference_mode()
@@ -134,8 +145,8 @@ class TorchSampler:
         first = torch.full_like(lengths, len(prompts)).scatter_reduce(0, row, slot, "amin", include_self=False)
         tokens = torch.tensor([t for p in rows for t in p], device=device)
         ends = lengths.cumsum(0)
-        positions = torch.arange(len(tokens), device=device) - torch.repeat_interleave(ends - lengths, lengths)
-        hidden = self.model.flat(tokens, positions, prefill_attention(cache, first, lengths, positions))
+        packing = pack_lengths(lengths)
+        hidden = self.model.flat(tokens, packing.positions, prefill_attention(cache, first, packing))
         copies = slot != first[row]
         if copies.any():
             cache.copy(first[row][copies], slot[copies], int(lengths.max()))

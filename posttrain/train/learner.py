@@ -16,9 +16,10 @@ from torch import Tensor, nn
 
 from posttrain.batch import Together, TokenBatch
 from posttrain.errors import ConfigError, InvariantError, NonFiniteError
+from posttrain.models.attention import pack, packed_attention
 from posttrain.models.hf_format import copy_weights, hf_name, read_weights, write_folder
 from posttrain.models.tokenizers import Tokenizer
-from posttrain.objectives.tokens import logprobs_from_hidden, predicting
+from posttrain.objectives.tokens import logprobs_from_hidden, masked, predicting
 from posttrain.train.invariants import Check, block_movement, check_weights_changed, fingerprint
 from posttrain.train.metrics import Metrics, add
 from posttrain.train.schedule import Schedule
@@ -257,17 +258,16 @@ class Learner:
 
 def forward(model: nn.Module, batch: TokenBatch, needs: tuple[Need, ...]) -> Outputs:
     """One packed forward pass over all rows; log-probabilities are computed only where the mask is true."""
-    attend = batch.attend
-    lengths = attend.sum(1)
-    hidden = model.rows(batch.tokens[attend], lengths)  # [M, D]
-    n, t = attend.shape
+    packing = pack(batch.attend, batch.tokens, batch.group)
+    attention = packed_attention(packing)
+    hidden = model.flat(batch.tokens[packing.own], packing.positions, attention)  # [M, D]
+    n, t = batch.attend.shape
     found: dict[str, Tensor] = {}
     wanted = tuple(x for x in needs if x in ("entropy", "sum_sq"))
     if "logp" in needs or wanted:
         rows, before, at = predicting(batch.mask)
-        start = lengths.cumsum(0) - lengths
         stats = logprobs_from_hidden(
-            hidden[start[rows] + before],
+            hidden[packing.place[rows, before]],
             model.head_weight,
             batch.tokens[rows, at],
             temperature=batch.temperature[rows].to(hidden.dtype),
@@ -276,7 +276,7 @@ def forward(model: nn.Module, batch: TokenBatch, needs: tuple[Need, ...]) -> Out
         for name in ("logp", *wanted):
             found[name] = hidden.new_zeros(n, t).index_put((rows, at), getattr(stats, name))
     if "values" in needs:
-        found["values"] = hidden.new_zeros(n, t).masked_scatter(attend, model.values(hidden))
+        found["values"] = masked(model.values(hidden)[packing.place], batch.attend)
     return Outputs(**found)
 
 

@@ -4,17 +4,18 @@ import pytest
 import torch
 
 from posttrain.errors import ModelError
-from posttrain.models.decoder import (
+from posttrain.models.attention import (
     Cache,
-    Decoder,
-    ModelConfig,
-    RMSNorm,
     decode_attention,
+    pack,
+    pack_lengths,
+    packed_attention,
     padded_attention,
     prefill_attention,
-    rope_frequencies,
     row_lengths,
+    similar_lengths,
 )
+from posttrain.models.decoder import Decoder, ModelConfig, RMSNorm, rope_frequencies
 
 
 def config(**changes) -> ModelConfig:
@@ -87,6 +88,59 @@ def test_packed_rows_equal_padded_rows_in_values_and_gradients(model, side):
         torch.testing.assert_close(one, other, atol=1e-10, rtol=1e-10)
 
 
+def test_rows_of_many_lengths_are_laid_on_grids_of_their_own():
+    """Values and gradients of 40 rows, of which no two grids hold the same, equal those of the padded pass."""
+    lengths = [int(n) for n in torch.randint(1, 60, (40,), generator=torch.Generator().manual_seed(3))]
+    model, rows = random_model(config()), ragged(lengths)
+    sets = similar_lengths(lengths)
+    assert len(sets) > 3 and sorted(i for part, _ in sets for i in part) == list(range(40))
+    assert all(longest == max(lengths[i] for i in part) for part, longest in sets)
+    tokens, attend = pad(rows, "right")
+    packing = pack(attend)
+    upstream = torch.randn(sum(lengths), 24, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    seen = []
+    for hidden in (
+        model(tokens, attend)[attend],
+        model.flat(tokens[packing.own], packing.positions, packed_attention(packing)),
+    ):
+        model.zero_grad()
+        (hidden * upstream).sum().backward()
+        seen.append([hidden.detach(), *(p.grad.clone() for p in model.parameters())])
+    for one, other in zip(*seen, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-10, rtol=1e-10)
+
+
+def test_what_rows_of_a_group_begin_with_is_computed_once():
+    """Three answers to one prompt, two to another, a row alone: fewer tokens, the same states and gradients."""
+    model = random_model(config())
+    long, short, alone = ragged([9, 4, 6], seed=5)
+    answers = ragged([3, 8, 1, 2, 5], seed=6)
+    answers[3][0] = (answers[4][0] + 1) % 41
+    rows = [torch.cat((p, a)) for p, a in zip((long, long, long, short, short), answers, strict=True)] + [alone]
+    tokens, attend = pad(rows, "right")
+    group = torch.tensor([7, 7, 7, 2, 2, 7 + 1])
+    packing = pack(attend, tokens, group)
+    assert len(packing.positions) == attend.sum() - 2 * len(long) - len(short)
+    upstream = torch.randn(*tokens.shape, 24, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    seen = []
+    for hidden in (
+        model(tokens, attend),
+        model.flat(tokens[packing.own], packing.positions, packed_attention(packing))[packing.place],
+    ):
+        model.zero_grad()
+        (hidden * upstream * attend[..., None]).sum().backward()
+        seen.append([hidden.detach() * attend[..., None], *(p.grad.clone() for p in model.parameters())])
+    for one, other in zip(*seen, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-10, rtol=1e-10)
+
+
+def test_rows_without_a_group_share_nothing():
+    tokens = torch.ones(3, 5, dtype=torch.long)
+    attend = torch.ones_like(tokens, dtype=torch.bool)
+    assert pack(attend).own.all() and pack(attend, tokens, torch.arange(3)).own.all()
+    assert int(pack(attend, tokens, torch.zeros(3)).own.sum()) == 5  # three times the same row
+
+
 def test_lengths_of_packed_rows_from_their_positions():
     assert row_lengths(torch.tensor([0, 1, 2, 0, 0, 1])).tolist() == [3, 1, 2]
     assert row_lengths(torch.tensor([0])).tolist() == [1]
@@ -139,11 +193,11 @@ def test_cached_decoding_equals_the_full_pass(model, lengths):
     rows, steps = ragged([n + 5 for n in lengths]), 5
     cache = Cache(model, slots=len(rows) + 2, length=16)
     lengths = torch.tensor(lengths)
-    positions = torch.cat([torch.arange(n) for n in lengths])
+    packing = pack_lengths(lengths)
     slots = torch.arange(len(rows)).flip(0)  # rows need not fill slots in order
     with torch.inference_mode():
         first = torch.cat([r[:n] for r, n in zip(rows, lengths, strict=True)])
-        got = [model.flat(first, positions, prefill_attention(cache, slots, lengths, positions))]
+        got = [model.flat(first, packing.positions, prefill_attention(cache, slots, packing))]
         torch.testing.assert_close(got[0], model.rows(first, lengths), atol=1e-12, rtol=1e-12)
         for step in range(steps):
             here = (lengths + step)[slots]

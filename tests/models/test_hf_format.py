@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from posttrain.errors import ModelError
-from posttrain.models.decoder import Cache, Decoder, ModelConfig, decode_attention, prefill_attention
+from posttrain.models.attention import Cache, decode_attention, pack_lengths, prefill_attention
+from posttrain.models.decoder import Decoder, ModelConfig
 from posttrain.models.hf_format import (
     config_json,
     copy_tensors,
@@ -109,10 +110,10 @@ def test_our_folder_opens_in_transformers_with_the_same_logits(name, tmp_path, t
 def assert_decodes_like(model, tokens, attend, want):
     """The last four tokens of right-padded rows, one at a time against the cache, give the logits of the full pass."""
     lengths = attend.sum(1) - 4
-    positions = torch.cat([torch.arange(n) for n in lengths])
+    packing = pack_lengths(lengths)
     cache = Cache(model, slots=3, length=40)
     first = torch.cat([row[:n] for row, n in zip(tokens, lengths, strict=True)])
-    model.flat(first, positions, prefill_attention(cache, torch.arange(3), lengths, positions))
+    model.flat(first, packing.positions, prefill_attention(cache, torch.arange(3), packing))
     ends = attend.sum(1).cumsum(0) - 1
     for step in range(4):
         here = lengths + step

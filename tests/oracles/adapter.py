@@ -16,7 +16,8 @@ from torch.nn.functional import pad
 
 from posttrain.batch import cut_at_stop
 from posttrain.chat.steps import label_steps
-from posttrain.models.decoder import Decoder, row_lengths
+from posttrain.models.attention import row_lengths
+from posttrain.models.decoder import Decoder
 from posttrain.models.hf_format import copy_tensors, hf_name, parse_config
 from posttrain.objectives import peers
 from posttrain.objectives.advantages import (
