@@ -195,7 +195,7 @@ def lost(error: BaseException) -> RunError | None:
              "Connection refused", "NCCL")  # fmt: skip
     if isinstance(error, PosttrainError) or not isinstance(error, RuntimeError) or not any(s in text for s in signs):
         return None
-    reason = text.splitlines()[0].rpartition("] ")[2]
+    reason = text.splitlines()[0].partition("] ")[2].partition(". ")[0] or text.splitlines()[0]
     return RunError(
         f"another process of this run has ended, or was silent for too long ({reason}). What it said stands above, or "
         "in torchrun's summary below; killed for lack of memory, it said nothing. What was checkpointed is intact: the "

@@ -68,8 +68,14 @@ def whole_copy(model: nn.Module) -> nn.Module:
 @torch.no_grad()
 def refresh(plain: nn.Module, model: nn.Module) -> None:
     """Bring a whole copy to the weights that the sharded model has now. All processes call it together."""
-    for mine, theirs in zip(plain.parameters(), model.parameters(), strict=True):
-        mine.copy_(dist.whole(theirs))
+    whole = dict(plain.named_parameters())
+    for prefix, part in model.named_modules():
+        if is_sharded(part):  # the root or a layer, whose weights are gathered in one message
+            part.unshard()
+            for name, weight in part.named_parameters(prefix):
+                if not hasattr(weight, "full_tensor"):
+                    whole[name].copy_(weight)
+            part.reshard()
 
 
 def _copy(model: nn.Module, device: str) -> nn.Module:

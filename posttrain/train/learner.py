@@ -14,6 +14,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from posttrain import dist
 from posttrain.batch import Together, TokenBatch
 from posttrain.errors import ConfigError, InvariantError, NonFiniteError
 from posttrain.models.attention import pack, packed_attention
@@ -22,6 +23,7 @@ from posttrain.models.tokenizers import Tokenizer
 from posttrain.objectives.tokens import logprobs_from_hidden, masked, predicting
 from posttrain.train.invariants import Check, block_movement, check_weights_changed, fingerprint
 from posttrain.train.metrics import Metrics, add
+from posttrain.train.processes import check_alike, load_whole_state, of_all, whole_state
 from posttrain.train.schedule import Schedule
 from posttrain.train.schedule import lr as scheduled
 
@@ -111,6 +113,10 @@ class Learner:
         optimizer: torch.optim.Optimizer | None = None,
     ):
         """tokenizer: written beside the weights. optimizer: instead of AdamW; the schedule scales its `initial_lr`s."""
+        if dist.world() > 1:
+            from posttrain.scale.distributed import shard
+
+            model = shard(model)
         self.model, self.optim, self.total, self.tokenizer, self.version = model, optim, total, tokenizer, 0
         self.first: Check | None = None
         """That the first step changed the weights; None before it, and in a resumed run."""
@@ -141,17 +147,20 @@ class Learner:
         """
         self.optimizer.zero_grad(set_to_none=True)
         metrics: Metrics = {}
-        loss = 0.0
+        loss, broken = 0.0, None
         for part in parts:
             for rows, terms, found in self._losses(part):
                 total = sum((w * v).sum() for _, v, w in terms)
                 if not torch.isfinite(total):
-                    raise NonFiniteError(self._what_broke(terms, part.batch, rows))
+                    broken = broken or self._what_broke(terms, part.batch, rows)
                 if total.requires_grad:
                     total.backward()
                 metrics = add(metrics, found)
                 loss += float(total.detach())
-        norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.optim.max_grad_norm or torch.inf)
+        metrics, loss, broken = of_all(metrics, loss, broken)
+        if broken:
+            raise NonFiniteError(broken)
+        norm = dist.whole(torch.nn.utils.clip_grad_norm_(self.parameters, self.optim.max_grad_norm or torch.inf))
         if not torch.isfinite(norm):
             raise NonFiniteError(
                 f"optimizer step {self.version}: the gradient norm is {float(norm)} although every loss is finite; "
@@ -161,10 +170,10 @@ class Learner:
         lr = factor * self.optim.lr
         for group in self.optimizer.param_groups:
             group["lr"] = factor * group["initial_lr"]
-        before = fingerprint(self.model.named_parameters()) if self.version == 0 else None
+        before = fingerprint(self._weights()) if self.version == 0 else None
         self.optimizer.step()
         if before is not None:
-            self.first = check_weights_changed(before, fingerprint(self.model.named_parameters()))
+            self.first = check_weights_changed(before, fingerprint(self._weights()))
             if not self.first.ok:
                 raise InvariantError(
                     f"the first step changed no weight (gradient norm {float(norm):.3g}, learning rate {lr:.3g}): "
@@ -175,18 +184,20 @@ class Learner:
 
     def _losses(self, part: Part) -> Iterator[tuple[Tensor, list[Term], Metrics]]:
         """Rows and terms of each micro-batch, with their graph."""
-        pieces = list(part.batch.split(self.optim.micro_tokens, part.together))
-        if part.coupled and len(pieces) > 1:
+        pieces = part.batch.pieces(self.optim.micro_tokens, part.together)
+        check_alike(part.batch, len(pieces))
+        if part.coupled and (len(pieces) > 1 or dist.world() > 1):
             yield from self._coupled(part, pieces)
             return
-        if len(pieces) == 1:  # as it stands, without a copy in another order
+        if len(pieces) == 1 and dist.world() == 1:  # as it stands, without a copy in another order
             yield torch.arange(len(part.batch)), *part.loss(forward(self.model, part.batch, part.needs), part.batch)
             return
-        for rows in pieces:
+        for rows, counts in pieces:
             piece = part.batch.select(rows)
-            yield rows, *part.loss(forward(self.model, piece, part.needs), piece)
+            terms, metrics = part.loss(forward(self.model, piece, part.needs), piece)
+            yield (rows, terms, metrics) if counts else (rows, [Term(n, v, 0 * w) for n, v, w in terms], {})
 
-    def _coupled(self, part: Part, pieces: list[Tensor]) -> Iterator[tuple[Tensor, list[Term], Metrics]]:
+    def _coupled(self, part: Part, pieces: list[tuple[Tensor, bool]]) -> Iterator[tuple[Tensor, list[Term], Metrics]]:
         """Exact gradients of a loss over the whole step, with the graph of one micro-batch at a time.
 
         With g = ∂loss/∂out at fixed weights, ∂loss/∂θ = Σ g · ∂out/∂θ, and the sum splits over rows.
@@ -200,11 +211,12 @@ class Learner:
             raise NonFiniteError(self._what_broke(terms, part.batch, everything))
         used = [x for x in leaves if x is not None]
         slopes = dict(zip(map(id, used), torch.autograd.grad(total, used, allow_unused=True), strict=True))
-        yield everything, [Term(name, v.detach(), w) for name, v, w in terms], metrics
-        for rows in pieces:
+        if dist.rank() == 0:  # every process has computed the same
+            yield everything, [Term(name, v.detach(), w) for name, v, w in terms], metrics
+        for rows, counts in pieces:
             out = forward(self.model, part.batch.select(rows), part.needs)
             linear = [
-                Term("", x - x.detach(), slopes[id(leaf)][rows, : x.shape[1]])  # value 0, slope g
+                Term("", x - x.detach(), counts * slopes[id(leaf)][rows, : x.shape[1]])  # value 0, slope g
                 for x, leaf in zip(out, leaves, strict=True)
                 if x is not None and slopes[id(leaf)] is not None
             ]
@@ -234,18 +246,25 @@ class Learner:
 
     def moved_since(self, folder: Path) -> dict[str, float]:
         """By how much each block has moved from the weights in a folder: ‖now - then‖ / ‖then‖."""
-        now = {hf_name(name): p for name, p in self.model.named_parameters()}
-        then = read_weights(folder)
-        return block_movement({name: then[name] for name in now if name in then}, now)
+        now = {hf_name(name): dist.brought(p) for name, p in self.model.named_parameters()}
+
+        def movement() -> dict[str, float]:
+            then = read_weights(folder)
+            return block_movement({name: then[name] for name in now if name in then}, now)
+
+        return dist.first(movement)
 
     def state(self) -> dict[str, Any]:
         """Everything but the weights that the next step depends on."""
-        return {"optimizer": self.optimizer.state_dict(), "version": self.version}
+        return {"optimizer": whole_state(self.optimizer), "version": self.version}
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Continue where `state()` was taken."""
-        self.optimizer.load_state_dict(state["optimizer"])
+        load_whole_state(self.optimizer, state["optimizer"])
         self.version = state["version"]
+
+    def _weights(self) -> Iterator[tuple[str, Tensor]]:
+        return ((name, dist.whole(p)) for name, p in self.model.named_parameters())
 
     def save_model(self, folder: Path) -> None:
         """Write the weights, in full precision, as a Hugging Face model folder, with the tokenizer if there is one."""
@@ -282,12 +301,20 @@ def forward(model: nn.Module, batch: TokenBatch, needs: tuple[Need, ...]) -> Out
 
 @torch.no_grad()
 def outputs(model: nn.Module, batch: TokenBatch, needs: tuple[Need, ...], micro_tokens: int | None) -> Outputs:
-    """`forward` of a whole batch in micro-batches, without gradients: for frozen references and first passes."""
+    """`forward` of a whole batch in micro-batches, without gradients: for frozen references and first passes.
+
+    Several processes take a share each; every one of them gets all rows.
+    """
     n, t = batch.attend.shape
     found: dict[str, Tensor] = {}
-    for rows in batch.split(micro_tokens):
+    for rows, counts in batch.pieces(micro_tokens):
         out = forward(model, batch.select(rows), needs)
         for name, x in out._asdict().items():
-            if x is not None:
-                found.setdefault(name, x.new_zeros(n, t))[rows, : x.shape[1]] = x
-    return Outputs(**found)
+            whole = None if x is None else found.setdefault(name, x.new_zeros(n, t))
+            if x is not None and counts:
+                whole[rows, : x.shape[1]] = x
+    if dist.world() > 1:
+        from posttrain.scale.distributed import release
+
+        release(model)
+    return Outputs(**{name: dist.all_sum(x) for name, x in found.items()})

@@ -1,0 +1,173 @@
+"""Two processes that share a model and its rows make the steps that one makes alone, in every loop.
+
+The learner of one process is the oracle. In float32 every step starts from its weights, moments and batch, and losses
+and gradients are compared; in float64 the loops run freely, sampling for themselves, and weights are compared.
+"""
+
+import copy
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from algorithms import test_group, test_ppo, test_preference, test_reward_model, test_sft, toy
+from algorithms.test_microbatch import uneven, uneven_pairs
+from torch import Tensor
+
+from posttrain import dist
+from posttrain.models.hf_format import copy_tensors, hf_name
+from posttrain.objectives.preference import PreferenceLoss
+from posttrain.train.learner import Learner, Optim
+from scale import processes
+
+STEPS = 5
+OPTIM = Optim(lr=3e-3, weight_decay=0.1, max_grad_norm=0.5, micro_tokens=40)
+
+
+def of_sft(folder: Path):
+    cfg = test_sft.config(folder, steps=STEPS, batch_size=7, eval_every=2)
+    return replace(cfg, data=replace(cfg.data, path=uneven(folder), eval_rows=2))
+
+
+def of_preference(folder: Path, name: str):
+    cfg = test_preference.config(folder, steps=STEPS, batch_size=5, loss=PreferenceLoss(name=name, beta=0.5))
+    return replace(cfg, data=replace(cfg.data, path=uneven_pairs(folder), eval_rows=2))
+
+
+def of_reward_model(folder: Path):
+    cfg = test_reward_model.config(folder, steps=STEPS, batch_size=5)
+    return replace(cfg, data=replace(cfg.data, path=uneven_pairs(folder), eval_rows=2))
+
+
+def of_group(folder: Path, preset: str):
+    cfg = test_group.config(folder, preset=preset, steps=STEPS, eval_every=2)
+    kl = replace(cfg.objective.kl, where="loss", beta=0.1)
+    return replace(cfg, objective=replace(cfg.objective, kl=kl), data=replace(cfg.data, eval_rows=3))
+
+
+def of_ppo(folder: Path):
+    return test_ppo.config(folder, steps=2, prompts=8, epochs=1)
+
+
+CASES = {
+    "sft": of_sft,
+    "dpo": lambda folder: of_preference(folder, "dpo"),
+    "rpo": lambda folder: of_preference(folder, "rpo"),  # two terms, with two averages
+    "aot": lambda folder: of_preference(folder, "aot"),  # couples the pairs of a step
+    "reward_model": of_reward_model,
+    "grpo": lambda folder: of_group(folder, "grpo"),
+    "kl_cov": lambda folder: of_group(folder, "kl_cov"),  # couples the tokens of a step
+    "ppo": of_ppo,
+}
+
+
+def weights(model: torch.nn.Module) -> dict[str, Tensor]:
+    return {name: dist.whole(p.detach()).clone() for name, p in model.named_parameters()}
+
+
+@contextmanager
+def watched(dtype: torch.dtype, steps: list[dict], given: list[dict] | None) -> Iterator[None]:
+    """Write down every step of every learner; where steps are given, start each from the state of the given one."""
+    real_init, real_step = Learner.__init__, Learner.step
+
+    def init(self, model, optim, *args, **more):
+        real_init(self, model.to(dtype), replace(OPTIM, lr=optim.lr), *args, **more)
+
+    def step(self, part):
+        if given is not None:
+            before = given[len(steps)]
+            copy_tensors(self.model, {hf_name(name): x for name, x in before["weights"].items()})
+            self.load_state(before["state"])
+            part = part._replace(batch=before["batch"])
+        kept = {"batch": part.batch}
+        if given is None and dtype is torch.float32:
+            kept |= {"weights": weights(self.model), "state": copy.deepcopy(self.state())}
+        kept["metrics"] = real_step(self, part)
+        if dtype is torch.float64:
+            kept["after"] = weights(self.model)
+        else:
+            kept["slopes"] = {name: dist.whole(p.grad).clone() for name, p in self.model.named_parameters()}
+        steps.append(kept)
+        return kept["metrics"]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Learner, "__init__", init)
+        patch.setattr(Learner, "step", step)
+        yield
+
+
+def walk(cfg, dtype: torch.dtype, folder: Path, given: list[dict] | None = None) -> list[dict]:
+    """The steps of a loop."""
+    steps: list[dict] = []
+    with watched(dtype, steps, given):
+        toy.run(sys.modules[type(cfg).__module__], cfg, folder)
+    return steps
+
+
+def together(folder: Path, configs: dict) -> None:
+    """In each of two processes: every case in both types, beside what one process has done."""
+    with dist.joined():
+        for name, (cfg, dtype) in configs.items():
+            alone = torch.load(folder / f"{name}.one", weights_only=False)
+            found = walk(cfg, dtype, folder / f"{name}-two", alone if dtype is torch.float32 else None)
+            if dist.rank() == 0:
+                torch.save(found, folder / f"{name}.two")
+
+
+def compared(folder: Path, cases: tuple[str, ...]) -> dict[str, tuple[list[dict], list[dict]]]:
+    """By case and type: the steps of one process, and of two."""
+    configs = {}
+    for case in cases:
+        (folder / case).mkdir()
+        cfg = CASES[case](folder / case)
+        for dtype in (torch.float32, torch.float64):
+            name = f"{case}-{dtype}".replace("torch.", "")
+            configs[name] = (cfg, dtype)
+            torch.save(walk(cfg, dtype, folder / f"{name}-one"), folder / f"{name}.one")
+    assert processes.run(2, together, folder, configs, log=folder / "log") == [0, 0], processes.written(
+        folder / "log", 0
+    )
+    return {
+        name: tuple(torch.load(folder / f"{name}.{n}", weights_only=False) for n in ("one", "two")) for name in configs
+    }
+
+
+@pytest.fixture(scope="module")
+def all_steps(tmp_path_factory):
+    return compared(tmp_path_factory.mktemp("steps"), tuple(CASES))
+
+
+def flat(tensors: dict[str, Tensor]) -> Tensor:
+    return torch.cat([tensors[name].flatten() for name in sorted(tensors)])
+
+
+def number(entry) -> float:
+    return float(entry[0]) / float(entry[1]) if isinstance(entry, tuple) else float(entry)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_losses_and_gradients_from_the_same_state(all_steps, case):
+    one, two = all_steps[f"{case}-float32"]
+    assert len(one) == len(two) >= 2
+    for a, b in zip(one, two, strict=True):
+        assert a["metrics"].keys() == b["metrics"].keys()
+        for name in a["metrics"]:
+            assert number(a["metrics"][name]) == pytest.approx(number(b["metrics"][name]), rel=1e-4, abs=1e-6), name
+        assert number(a["metrics"]["loss"]) == pytest.approx(number(b["metrics"]["loss"]), rel=1e-5, abs=1e-6)
+        mine, theirs = flat(a["slopes"]), flat(b["slopes"])
+        assert mine.norm() > 1e-3
+        assert (mine - theirs).norm() <= 1e-5 * mine.norm()
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_weights_after_five_steps(all_steps, case):
+    one, two = all_steps[f"{case}-float64"]
+    assert len(one) == len(two) >= 4
+    for a, b in zip(one, two, strict=True):
+        assert torch.equal(a["batch"].tokens, b["batch"].tokens)
+        mine, theirs = flat(a["after"]), flat(b["after"])
+        assert (mine - theirs).abs().max() <= 1e-9
+    assert (flat(one[-1]["after"]) - flat(one[0]["after"])).abs().max() > 1e-3
