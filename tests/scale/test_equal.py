@@ -62,6 +62,8 @@ CASES = {
     "kl_cov": lambda folder: of_group(folder, "kl_cov"),  # couples the tokens of a step
     "ppo": of_ppo,
 }
+QUICK = ("sft", "grpo")
+TYPES = {torch.float32: "float32", torch.float64: "float64"}
 
 
 def weights(model: torch.nn.Module) -> dict[str, Tensor]:
@@ -107,37 +109,28 @@ def walk(cfg, dtype: torch.dtype, folder: Path, given: list[dict] | None = None)
     return steps
 
 
-def together(folder: Path, configs: dict) -> None:
-    """In each of two processes: every case in both types, beside what one process has done."""
+def together(cfg, folder: Path) -> None:
+    """In each of two processes: the loop in both types, in float32 along the steps that one process has made."""
     with dist.joined():
-        for name, (cfg, dtype) in configs.items():
+        for dtype, name in TYPES.items():
             alone = torch.load(folder / f"{name}.one", weights_only=False)
             found = walk(cfg, dtype, folder / f"{name}-two", alone if dtype is torch.float32 else None)
             if dist.rank() == 0:
                 torch.save(found, folder / f"{name}.two")
 
 
-def compared(folder: Path, cases: tuple[str, ...]) -> dict[str, tuple[list[dict], list[dict]]]:
-    """By case and type: the steps of one process, and of two."""
-    configs = {}
-    for case in cases:
-        (folder / case).mkdir()
-        cfg = CASES[case](folder / case)
-        for dtype in (torch.float32, torch.float64):
-            name = f"{case}-{dtype}".replace("torch.", "")
-            configs[name] = (cfg, dtype)
-            torch.save(walk(cfg, dtype, folder / f"{name}-one"), folder / f"{name}.one")
-    assert processes.run(2, together, folder, configs, log=folder / "log") == [0, 0], processes.written(
-        folder / "log", 0
-    )
+@pytest.fixture(scope="module", params=[c if c in QUICK else pytest.param(c, marks=pytest.mark.slow) for c in CASES])
+def steps(request, tmp_path_factory) -> dict[str, tuple[list[dict], list[dict]]]:
+    """By type: the steps of one process, and of two."""
+    folder = tmp_path_factory.mktemp(request.param)
+    cfg = CASES[request.param](folder)
+    for dtype, name in TYPES.items():
+        torch.save(walk(cfg, dtype, folder / f"{name}-one"), folder / f"{name}.one")
+    assert processes.run(2, together, cfg, folder, log=folder / "log") == [0, 0], processes.written(folder / "log", 0)
     return {
-        name: tuple(torch.load(folder / f"{name}.{n}", weights_only=False) for n in ("one", "two")) for name in configs
+        name: tuple(torch.load(folder / f"{name}.{n}", weights_only=False) for n in ("one", "two"))
+        for name in TYPES.values()
     }
-
-
-@pytest.fixture(scope="module")
-def all_steps(tmp_path_factory):
-    return compared(tmp_path_factory.mktemp("steps"), tuple(CASES))
 
 
 def flat(tensors: dict[str, Tensor]) -> Tensor:
@@ -148,9 +141,8 @@ def number(entry) -> float:
     return float(entry[0]) / float(entry[1]) if isinstance(entry, tuple) else float(entry)
 
 
-@pytest.mark.parametrize("case", CASES)
-def test_losses_and_gradients_from_the_same_state(all_steps, case):
-    one, two = all_steps[f"{case}-float32"]
+def test_losses_and_gradients_from_the_same_state(steps):
+    one, two = steps["float32"]
     assert len(one) == len(two) >= 2
     for a, b in zip(one, two, strict=True):
         assert a["metrics"].keys() == b["metrics"].keys()
@@ -162,9 +154,8 @@ def test_losses_and_gradients_from_the_same_state(all_steps, case):
         assert (mine - theirs).norm() <= 1e-5 * mine.norm()
 
 
-@pytest.mark.parametrize("case", CASES)
-def test_weights_after_five_steps(all_steps, case):
-    one, two = all_steps[f"{case}-float64"]
+def test_weights_after_five_steps(steps):
+    one, two = steps["float64"]
     assert len(one) == len(two) >= 4
     for a, b in zip(one, two, strict=True):
         assert torch.equal(a["batch"].tokens, b["batch"].tokens)

@@ -91,9 +91,16 @@ def learn(out, b):
     return [Term("nll", -out.logp * b.mask, b.weights["token"])], {"tokens": (b.mask.sum(), 1)}
 
 
+def sort(out, b):
+    """Couples all rows of a step."""
+    sums = (out.logp * b.mask).sum(1)
+    target = torch.linspace(-9, -1, len(sums), dtype=sums.dtype)
+    return [Term("sorted", (sums.sort().values - target) ** 2, torch.full_like(sums, 1 / len(sums)))], {}
+
+
 def slopes(model: torch.nn.Module, batch: TokenBatch, loss=learn) -> tuple[torch.Tensor, dict]:
     learner = Learner(model, Optim(max_grad_norm=0, micro_tokens=12), total=1)
-    found = learner.step(Part(batch, loss))
+    found = learner.step(Part(batch, loss, coupled=loss is sort))
     return torch.cat([dist.whole(p.grad).flatten() for p in learner.model.parameters()]), found
 
 
@@ -134,12 +141,15 @@ def _spread(mine: int) -> None:
 
 def _same_as_apart(batch: TokenBatch) -> None:
     """One row for two processes; rows in which nothing is learned; more micro-batches in one than in the other."""
+    for loss in (learn, sort):
+        with dist.apart():
+            want, said = slopes(Decoder(CFG).initialise(0).double(), batch, loss)
+        got, found = slopes(Decoder(CFG).initialise(0).double(), batch, loss)
+        assert (got - want).norm() <= 1e-10 * want.norm() > 0
+        assert found["loss"][0] == pytest.approx(said["loss"][0])
+        assert loss is sort or found["tokens"][0] == batch.mask.sum()
     with dist.apart():
-        want, said = slopes(Decoder(CFG).initialise(0).double(), batch)
         logp = outputs(Decoder(CFG).initialise(0).double(), batch, ("logp",), 12).logp
-    got, found = slopes(Decoder(CFG).initialise(0).double(), batch)
-    assert (got - want).norm() <= 1e-10 * want.norm() > 0
-    assert found["loss"][0] == pytest.approx(said["loss"][0]) and found["tokens"][0] == batch.mask.sum()
     learner = Learner(Decoder(CFG).initialise(0).double(), Optim(micro_tokens=12), total=1)
     assert torch.allclose(learner.outputs(batch).logp, logp, atol=1e-12)
     assert all(hasattr(p, "full_tensor") for p in learner.model.parameters())  # nothing is left gathered
