@@ -128,14 +128,17 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
         raise ModelError(f"{folder} lacks the weights {', '.join(missing)}. {hint}")
     tensors: dict[str, Tensor] = {}
     for name in names:
-        try:
-            with safe_open(folder / name, framework="pt") as f:
-                tensors |= {key: f.get_tensor(key) for key in f.keys()}  # noqa: SIM118 - no dict
-        except Exception as e:  # safetensors raises its own class, a plain OSError or a Rust panic by version
-            raise ModelError(
-                f"{folder / name} cannot be read ({e}): it is damaged or cut off. Fetch it again."
-            ) from None
+        tensors |= read_tensors(folder / name)
     return tensors
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """All tensors of one safetensors file. Raises ModelError if it is damaged."""
+    try:
+        with safe_open(path, framework="pt") as f:
+            return {key: f.get_tensor(key) for key in f.keys()}  # noqa: SIM118 - no dict
+    except Exception as e:  # safetensors raises its own class, a plain OSError or a Rust panic by version
+        raise ModelError(f"{path} cannot be read ({e}): it is damaged or cut off. Fetch it again.") from None
 
 
 def load_folder(folder: Path, *, dtype: torch.dtype = torch.float32) -> Decoder | ScalarModel:
@@ -241,13 +244,18 @@ def write_folder(
     if tokenizer is not None:
         tokenizer.save(folder)
         config.setdefault("pad_token_id", tokenizer.pad_id)
-        if generation is None and tokenizer.stop_ids:
-            generation = {"eos_token_id": list(tokenizer.stop_ids), "pad_token_id": tokenizer.pad_id}
+        generation = generation_of(tokenizer) if generation is None else generation
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     if generation is not None:
         (folder / "generation_config.json").write_text(json.dumps(generation, indent=2) + "\n")
     if card is not None:
         (folder / "README.md").write_text(card)
+
+
+def generation_of(tokenizer) -> dict | None:
+    """The generation_config.json that a tokenizer asks for: where to stop; None where it knows no stop ids."""
+    ids = list(tokenizer.stop_ids)
+    return {"eos_token_id": ids, "pad_token_id": tokenizer.pad_id} if ids else None
 
 
 def save_folder(model: Decoder | ScalarModel, folder: Path, **parts) -> None:

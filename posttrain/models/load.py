@@ -1,7 +1,8 @@
-"""From a name to a model: "base", a run, a Hugging Face folder, or a name on the hub.
+"""From a name to a model: "base", a run, a Hugging Face folder, adapters in PEFT's format, or a name on the hub.
 
 What comes back is an `nn.Module`, its tokenizer and its chat template; after loading, nobody knows where it came from.
-Hub names are fetched with huggingface_hub where that is installed; everything else works without a network.
+Adapters are merged into their base; only a run that resumes goes on with them (`Learner.load_model`). Hub names are
+fetched with huggingface_hub where that is installed; everything else works without a network.
 """
 
 import copy
@@ -9,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from posttrain import dist
 from posttrain.chat.encode import stop_ids
@@ -16,7 +18,10 @@ from posttrain.chat.templates import JinjaTemplate, Template, choose, stored
 from posttrain.errors import ModelError, missing_extra
 from posttrain.models.decoder import Decoder
 from posttrain.models.heads import ScalarModel
-from posttrain.models.hf_format import load_folder
+from posttrain.models.hf_format import hf_name, load_folder, read_weights
+from posttrain.models.lora import adapter_of, without_adapters
+from posttrain.models.peft_format import CONFIG as ADAPTER
+from posttrain.models.peft_format import base_name, is_adapter, merge_adapter, read_adapter
 from posttrain.models.tokenizers import Tokenizer
 from posttrain.train.folder import found, read_result
 
@@ -34,6 +39,8 @@ class Loaded:
     """The chat template, None for a base model that has none: enough for plain text, where no turn is rendered."""
     folder: Path
     """Where the weights were read."""
+    name: str = ""
+    """By which the weights are found again, for adapters that belong to them: a name, or a whole path."""
 
     @property
     def template(self) -> Template | JinjaTemplate:
@@ -59,7 +66,7 @@ class Loaded:
 
 
 def resolve(name: str | Path) -> Path:
-    """The model folder that a name stands for.
+    """The model folder that a name stands for: whole weights, or adapters.
 
     "base" is the model in the package. A run folder stands for its best or last checkpoint, a demo folder for its last
     stage. Anything else is a folder in Hugging Face format, or a name on the hub. ModelError says what was tried.
@@ -72,14 +79,14 @@ def resolve(name: str | Path) -> Path:
     folder = Path(name)
     if (folder / "result.json").is_file() or (folder / "checkpoints").is_dir():
         return _of_run(folder)
-    if (folder / "config.json").is_file():
+    if (folder / "config.json").is_file() or (folder / ADAPTER).is_file():
         return folder
     stages = sorted(p for p in folder.glob("*/checkpoints") if (p.parent / "config.toml").is_file())
     if stages:
         return _of_run(stages[-1].parent)
     if folder.is_dir():
         raise ModelError(
-            f"{folder} is neither a model folder (no config.json) nor a run (no checkpoints). It holds: "
+            f"{folder} is neither a model folder (no config.json or {ADAPTER}) nor a run (no checkpoints). It holds: "
             f"{', '.join(sorted(p.name for p in folder.iterdir())[:6]) or 'nothing'}."
         )
     if folder.is_absolute() or str(name).startswith(".") or str(name).count("/") != 1:
@@ -96,25 +103,88 @@ def load(name: str | Path, *, template: str = "auto", dtype: torch.dtype = torch
     template: "auto" for the one stored with the model, or a built-in name ("posttrain", "plain", "chatml").
     """
     folder = resolve(name)
-    model = load_folder(folder, dtype=dtype)
-    tokenizer = Tokenizer.load(folder)
+    model = load_model(folder, dtype=dtype)
+    tokenizer = _tokenizer(folder)
     if tokenizer.vocab_size > model.cfg.vocab_size:
         raise ModelError(
             f"{folder}: the tokenizer has ids up to {tokenizer.vocab_size - 1}, but the embedding has only "
             f"{model.cfg.vocab_size} rows. They belong to different models."
         )
     chosen = None if template == "auto" and tokenizer.chat_template is None else choose(template, tokenizer)
-    return Loaded(model, tokenizer, chosen, folder)
+    return Loaded(model, tokenizer, chosen, folder, _lasting(name, folder))
+
+
+def load_model(folder: Path, *, dtype: torch.dtype = torch.float32) -> Decoder | ScalarModel:
+    """The model of a folder, in `dtype`, on CPU. Adapters are merged into their base, which may have some as well."""
+    if not is_adapter(folder):
+        return load_folder(folder, dtype=dtype)
+    stored = read_adapter(folder)
+    model = load_model(_base(folder), dtype=dtype)
+    if stored.score is not None and not isinstance(model, ScalarModel):
+        model = ScalarModel(model).to(dtype)
+    merge_adapter(model, stored)
+    return model
+
+
+def stored_weights(folder: Path) -> dict[str, Tensor]:
+    """The weights that `load_model` gives, under Hugging Face's names."""
+    if not is_adapter(folder):
+        return read_weights(folder)
+    return {hf_name(name): p.detach() for name, p in load_model(folder).named_parameters()}
+
+
+def frozen_start(model: Decoder) -> Decoder:
+    """What a model is before training, never trained itself: the reference of KL penalties and preference losses.
+
+    With adapters: the same tensors with the adapters off. Else a copy, to be made before the first step.
+    """
+    if adapter_of(model) is None:
+        return frozen_copy(model)
+    return without_adapters(model if dist.world() == 1 else frozen_copy(model))
 
 
 def frozen_copy(model: Decoder) -> Decoder:
-    """A copy that is never trained: the reference of KL penalties and preference losses. Of a sharded model, whole."""
+    """A copy of a model as it is now, that is never trained. Of a sharded model, whole."""
     if dist.world() > 1:
         from posttrain.scale.distributed import is_sharded, whole_copy
 
         if is_sharded(model):
             return whole_copy(model)
     return copy.deepcopy(model).requires_grad_(False).eval()
+
+
+def _base(folder: Path) -> Path:
+    """The model folder to which an adapter folder belongs."""
+    name = base_name(folder)
+    try:
+        base = resolve(name)
+    except ModelError as error:
+        raise ModelError(
+            f'{folder} holds adapters of "{name}", which cannot be found: {error} If it has moved, write its place '
+            f"into {folder / ADAPTER}, base_model_name_or_path."
+        ) from None
+    if base.resolve() == folder.resolve():
+        raise ModelError(f"{folder / ADAPTER} names its own folder as base. Name the model that was adapted.")
+    return base
+
+
+def _tokenizer(folder: Path) -> Tokenizer:
+    """The tokenizer of a model folder; adapters without one, or without stop ids of their own, use their base's."""
+    if not is_adapter(folder):
+        return Tokenizer.load(folder)
+    if not (folder / "tokenizer.json").is_file():
+        return _tokenizer(_base(folder))
+    own = Tokenizer.load(folder)
+    if (folder / "generation_config.json").is_file():
+        return own
+    return own.with_chat(own.chat_template, _tokenizer(_base(folder)).stop_ids)
+
+
+def _lasting(name: str | Path, folder: Path) -> str:
+    """A name that means the same model from any folder, and when a run has gone on."""
+    if str(name) in EMBEDDED:
+        return EMBEDDED[str(name)]
+    return str(folder.resolve()) if Path(name).exists() else str(name)
 
 
 def _of_run(folder: Path) -> Path:
