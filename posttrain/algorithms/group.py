@@ -17,7 +17,8 @@ from posttrain.data.rows import Data, pick, report, tasks
 from posttrain.envs.rollout import rollout
 from posttrain.errors import ConfigError
 from posttrain.evals.run import evaluate
-from posttrain.models.load import frozen_copy, load
+from posttrain.models.load import frozen_start, load
+from posttrain.models.lora import Lora, add_adapters
 from posttrain.objectives.advantages import NEEDS, estimate, running_baseline
 from posttrain.objectives.kl import kl_estimate
 from posttrain.objectives.objective import Objective
@@ -65,6 +66,8 @@ class Config:
     """Steps between greedy evaluations on the held-out tasks. 0: none."""
     optim: Optim = Optim(lr=5e-4)
     """Optimizer."""
+    lora: Lora = Lora()
+    """Low-rank adapters instead of all weights."""
     run: RunConfig = RunConfig()
     """Seed, threads, checkpoints."""
 
@@ -126,8 +129,9 @@ def train(cfg: Config, run: Run) -> Result:
     rows = tasks(cfg.data, loaded)
     rewards = rewards_for(cfg.reward, rows.train)
     params = replace(cfg.sampling, stop_ids=loaded.stop_ids)
-    policy = Learner(loaded.model, cfg.optim, cfg.steps * cfg.minibatches, tokenizer=loaded.chat_tokenizer)
-    reference = frozen_copy(loaded.model) if cfg.objective.needs_reference else None
+    model = add_adapters(loaded.model, cfg.lora, base=loaded.name, seed=run.seed(0, "lora"))
+    policy = Learner(model, cfg.optim, cfg.steps * cfg.minibatches, tokenizer=loaded.chat_tokenizer)
+    reference = frozen_start(policy.model) if cfg.objective.needs_reference else None
     sampler = TorchSampler(policy.model)
     state = run.load(
         {"policy": policy}, {**first_weights(cfg.objective), "baseline": 0.0, "weight": 0.0, "silent": 0, "best": None}

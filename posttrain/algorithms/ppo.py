@@ -24,7 +24,8 @@ from posttrain.envs.rollout import rollout
 from posttrain.errors import ConfigError
 from posttrain.evals.run import evaluate
 from posttrain.models.heads import ScalarModel
-from posttrain.models.load import frozen_copy, load
+from posttrain.models.load import frozen_start, load
+from posttrain.models.lora import Lora, add_adapters
 from posttrain.objectives.advantages.batch import whiten
 from posttrain.objectives.kl import kl_estimate
 from posttrain.objectives.objective import Objective
@@ -86,6 +87,8 @@ class Config:
     """Optimizer of the policy."""
     critic_optim: Optim = Optim(lr=1e-3)
     """Optimizer of the critic."""
+    lora: Lora = Lora()
+    """Low-rank adapters instead of all weights, in the policy; the critic trains all of its own."""
     run: RunConfig = RunConfig()
     """Seed, threads, checkpoints."""
 
@@ -131,9 +134,10 @@ def train(cfg: Config, run: Run) -> Result:
     rewards = rewards_for(cfg.reward, rows.train)
     params = replace(cfg.sampling, stop_ids=loaded.stop_ids)
     updates = cfg.steps * cfg.epochs * cfg.minibatches
-    policy = Learner(loaded.model, cfg.optim, updates, tokenizer=loaded.chat_tokenizer)
+    model = add_adapters(loaded.model, cfg.lora, base=loaded.name, seed=run.seed(0, "lora"))
+    policy = Learner(model, cfg.optim, updates, tokenizer=loaded.chat_tokenizer)
     critic = Learner(make_critic(cfg), cfg.critic_optim, updates, tokenizer=loaded.chat_tokenizer)
-    reference = frozen_copy(loaded.model) if cfg.objective.needs_reference else None
+    reference = frozen_start(policy.model) if cfg.objective.needs_reference else None
     sampler = TorchSampler(policy.model)
     parts = {"policy": policy, "critic": critic}
     state = run.load(parts, {**first_weights(cfg.objective), "silent": 0, "best": None})

@@ -15,6 +15,7 @@ from posttrain.batch import TokenBatch, collate_pairs, weigh_rows
 from posttrain.data.rows import Data, PairRow, pairs, pick, report, steps_for
 from posttrain.errors import ConfigError, DataError
 from posttrain.models.load import load
+from posttrain.models.lora import Lora, add_adapters
 from posttrain.objectives.average import Average, token_weights
 from posttrain.objectives.preference import PreferenceLoss
 from posttrain.objectives.supervised import cross_entropy
@@ -46,6 +47,8 @@ class Config:
     """Steps between evaluations on the held-out pairs. 0: none."""
     optim: Optim = Optim(lr=2e-4)
     """Optimizer."""
+    lora: Lora = Lora()
+    """Low-rank adapters instead of all weights."""
     run: RunConfig = RunConfig()
     """Seed, threads, checkpoints."""
 
@@ -74,9 +77,10 @@ def train(cfg: Config, run: Run) -> Result:
     rows = pairs(cfg.data, loaded)
     steps = steps_for(cfg, len(rows.train))
     check_gaps(rows.train + rows.held, cfg.loss)
-    policy = Learner(loaded.model, cfg.optim, steps, tokenizer=loaded.chat_tokenizer)
+    model = add_adapters(loaded.model, cfg.lora, base=loaded.name, seed=run.seed(0, "lora"))
+    policy = Learner(model, cfg.optim, steps, tokenizer=loaded.chat_tokenizer)
     references = None
-    if cfg.loss.needs_reference:  # before `run.load`: the model is still the reference
+    if cfg.loss.needs_reference:  # before `run.load`: the model is still the reference, adapters add exactly zero
         references = reference_logps(policy, rows.train + rows.held)
 
     def loss(out: Outputs, b: TokenBatch) -> tuple[list[Term], Metrics]:

@@ -14,6 +14,7 @@ from posttrain.data.rows import Data, PairRow, pairs, pick, report, steps_for
 from posttrain.errors import ConfigError
 from posttrain.models.heads import ScalarModel
 from posttrain.models.load import load
+from posttrain.models.lora import Lora, add_adapters
 from posttrain.models.tokenizers import Tokenizer
 from posttrain.objectives.average import Average
 from posttrain.objectives.returns import last_token
@@ -47,6 +48,8 @@ class Config:
     """Steps between evaluations on the held-out pairs. 0: none."""
     optim: Optim = Optim(lr=3e-4)
     """Optimizer."""
+    lora: Lora = Lora()
+    """Low-rank adapters instead of all weights, beside the scalar head."""
     run: RunConfig = RunConfig()
     """Seed, threads, checkpoints."""
 
@@ -77,9 +80,9 @@ def train(cfg: Config, run: Run) -> Result:
     rows = pairs(cfg.data, loaded)
     steps = steps_for(cfg, len(rows.train))
     body = loaded.model
-    scorer = Learner(
-        body if isinstance(body, ScalarModel) else ScalarModel(body), cfg.optim, steps, tokenizer=loaded.chat_tokenizer
-    )
+    model = body if isinstance(body, ScalarModel) else ScalarModel(body)
+    model = add_adapters(model, cfg.lora, base=loaded.name, seed=run.seed(0, "lora"))
+    scorer = Learner(model, cfg.optim, steps, tokenizer=loaded.chat_tokenizer)
 
     def loss(out: Outputs, b: TokenBatch) -> tuple[list[Term], Metrics]:
         scores = answer_scores(out, b)

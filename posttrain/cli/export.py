@@ -1,6 +1,7 @@
 """`posttrain export RUN OUT`: a trained model as an ordinary Hugging Face folder with a model card.
 
-Whatever reads such folders reads this one: transformers, vLLM, llama.cpp's converter. Stop ids of the chat template
+Whatever reads such folders reads this one: transformers, vLLM, llama.cpp's converter. Adapters are merged into their
+base (for PEFT they lie ready in the run's checkpoint). Stop ids of the chat template
 are written as the generation's eos ids, so that the model ends its turn there as it does here.
 """
 
@@ -152,17 +153,21 @@ def lineage(name: str, folder: Path) -> tuple[list[Stage], str | None]:
     """
     from posttrain.errors import ModelError
     from posttrain.models.load import resolve
+    from posttrain.models.peft_format import base_name, is_adapter
     from posttrain.train import checkpoint
 
     stages: list[Stage] = []
     base: str | None = str(name)
-    while (run := _run_of(folder)) is not None:
-        cfg = tomllib.loads((run / "config.toml").read_text())
-        meta = json.loads((run / "meta.json").read_text())
-        metrics = checkpoint.read_record(folder)["metrics"]
-        data = cfg.get("data", {}).get("path", "data that the config does not name")
-        stages.insert(0, Stage(run, meta["method"], data, checkpoint.steps_of(folder), metrics))
-        base = cfg.get("model")
+    while (run := _run_of(folder)) is not None or is_adapter(folder):
+        if run is None:
+            base = base_name(folder)  # adapters that were trained elsewhere
+        else:
+            cfg = tomllib.loads((run / "config.toml").read_text())
+            meta = json.loads((run / "meta.json").read_text())
+            metrics = checkpoint.read_record(folder)["metrics"]
+            data = cfg.get("data", {}).get("path", "data that the config does not name")
+            stages.insert(0, Stage(run, meta["method"], data, checkpoint.steps_of(folder), metrics))
+            base = cfg.get("model")
         try:
             folder = resolve(base)
         except (ModelError, TypeError):

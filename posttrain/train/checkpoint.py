@@ -5,7 +5,7 @@ disk, leaves the previous one intact. `step-000200` holds the state after 200 st
 the folder itself, which is therefore also a model folder that other libraries load; other parts have subfolders.
 
     checkpoints/step-000200/
-      model.safetensors config.json ...   the policy, as its `save_model` writes it (Hugging Face's form)
+      model.safetensors config.json ...   the policy, as its `save_model` writes it (Hugging Face's form, or PEFT's)
       optimizer.pt                        what the policy's `state()` returned
       weights.safetensors                 exact weights, where the model folder is not read back (`Part`)
       critic/...                          another part
@@ -32,7 +32,7 @@ class Part(Protocol):
     Weights may be in `state()`, or go through methods that a part offers besides:
     `save_model(folder)` writes an ordinary model folder, for other libraries; with `load_model(folder)` the weights
     come back from it. `save_weights(file)` and `load_weights(file)` keep them exactly in a file of their own, which is
-    used where there is no `load_model` (adapters are merged in a model folder, so it cannot be read back).
+    used where there is no `load_model` (what the model folder holds is rounded or merged, and cannot be read back).
     """
 
     def state(self) -> dict[str, Any]:

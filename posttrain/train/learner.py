@@ -18,7 +18,10 @@ from posttrain import dist
 from posttrain.batch import Together, TokenBatch
 from posttrain.errors import ConfigError, InvariantError, NonFiniteError
 from posttrain.models.attention import pack, packed_attention
-from posttrain.models.hf_format import copy_weights, hf_name, read_weights, write_folder
+from posttrain.models.hf_format import copy_weights, hf_name, write_folder
+from posttrain.models.load import stored_weights
+from posttrain.models.lora import adapter_of, movable_weights
+from posttrain.models.peft_format import copy_adapter, write_adapter
 from posttrain.models.tokenizers import Tokenizer
 from posttrain.objectives.tokens import logprobs_from_hidden, masked, predicting
 from posttrain.train.invariants import Check, block_movement, check_weights_changed, fingerprint
@@ -78,7 +81,7 @@ class Optim:
     eps: float = 1e-8
     """Added to the root of the second moment."""
     weight_decay: float = 0.0
-    """Decoupled weight decay on matrices."""
+    """Decoupled weight decay on matrices, those of adapters among them."""
     max_grad_norm: float = 1.0
     """Gradients are scaled down to this global norm. 0: no clipping."""
     schedule: Schedule = Schedule()
@@ -245,11 +248,11 @@ class Learner:
         )
 
     def moved_since(self, folder: Path) -> dict[str, float]:
-        """By how much each block has moved from the weights in a folder: ‖now - then‖ / ‖then‖."""
-        now = {hf_name(name): dist.brought(p) for name, p in self.model.named_parameters()}
+        """By how much each block has moved from the weights in a folder, adapters merged: ‖now - then‖ / ‖then‖."""
+        now = {hf_name(name): dist.brought(w) for name, w in movable_weights(self.model).items()}
 
         def movement() -> dict[str, float]:
-            then = read_weights(folder)
+            then = stored_weights(folder)
             return block_movement({name: then[name] for name in now if name in then}, now)
 
         return dist.first(movement)
@@ -267,12 +270,17 @@ class Learner:
         return ((name, dist.whole(p)) for name, p in self.model.named_parameters())
 
     def save_model(self, folder: Path) -> None:
-        """Write the weights, in full precision, as a Hugging Face model folder, with the tokenizer if there is one."""
-        write_folder(self.model, folder, tokenizer=self.tokenizer)
+        """Write the weights, in full precision, as a Hugging Face model folder, with the tokenizer if there is one.
+
+        Of a model with adapters only these, in PEFT's format.
+        """
+        write = write_folder if adapter_of(self.model) is None else write_adapter
+        write(self.model, folder, tokenizer=self.tokenizer)
 
     def load_model(self, folder: Path) -> None:
         """Take the weights of a folder that `save_model` wrote."""
-        copy_weights(self.model, folder)
+        copy = copy_weights if adapter_of(self.model) is None else copy_adapter
+        copy(self.model, folder)
 
 
 def forward(model: nn.Module, batch: TokenBatch, needs: tuple[Need, ...]) -> Outputs:
