@@ -19,6 +19,7 @@ from posttrain import dist
 from posttrain.errors import ModelError
 from posttrain.models.decoder import Decoder, ModelConfig
 from posttrain.models.heads import ScalarModel
+from posttrain.models.lora import adapter_of
 
 _FAMILY = {"llama": "Llama", "qwen2": "Qwen2", "qwen3": "Qwen3"}
 _SCALAR = "ForSequenceClassification"
@@ -232,7 +233,13 @@ def write_folder(
     generation: default, where there is a tokenizer: its stop ids as eos ids, without which a stored Jinja template
         would not know where a turn ends.
     dtype: storage type of the weights; default: as they are.
+
+    ModelError for a model with adapters, which whoever opens the folder would leave out without a word.
     """
+    if adapter_of(model) is not None:
+        raise ModelError(
+            f"{folder}: the model has adapters. Store those with `write_adapter`; loading their folder merges them."
+        )
     folder = Path(folder)
     tensors = {hf_name(n): dist.brought(p.detach().to(dtype or p.dtype)) for n, p in model.named_parameters()}
     if dist.rank():  # the other processes only bring their shards

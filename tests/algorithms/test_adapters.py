@@ -167,7 +167,9 @@ def test_a_reward_model_keeps_its_head_beside_the_adapters(tmp_path):
     assert checks(tmp_path / "run")["blocks_moved"]["value"].count("%") == 2  # the head has no former weights
     next_, _ = toy.run(reward_model, replace(cfg, model=str(tmp_path / "run"), steps=1, eval_every=0), tmp_path / "on")
     assert "score" in checks(tmp_path / "on")["blocks_moved"]["value"]
-    assert isinstance(load(next_.model).model, ScalarModel)
+    again = load(next_.model).model
+    critic = ppo.make_critic(test_ppo.config(tmp_path, critic=str(tmp_path / "on")))
+    assert isinstance(critic, ScalarModel) and torch.equal(critic.score.weight, again.score.weight)
 
 
 # --- resuming ------------------------------------------------------------------------------------------------------

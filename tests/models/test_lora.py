@@ -76,6 +76,21 @@ def test_the_formula_by_hand(rslora, scale, bias):
     for shape in ((3,), (1, 3), (2, 5, 3), (0, 3)):
         x = torch.randn(shape, dtype=torch.float64)
         torch.testing.assert_close(layer(x), plain(x), atol=1e-12, rtol=0)
+    turned = torch.randn(3, 5, 2, dtype=torch.float64).transpose(0, 2)
+    torch.testing.assert_close(layer(turned), plain(turned), atol=1e-12, rtol=0)
+
+
+def test_products_of_16_bits():
+    """Where the products of a linear layer are made in bfloat16, those of its adapter are as well."""
+    torch.manual_seed(0)
+    layer = LoraLinear(nn.Linear(8, 4), Lora(rank=2), seed=1)
+    nn.init.normal_(layer.lora_B, std=0.1)
+    x = torch.randn(5, 8)
+    with torch.autocast("cpu", torch.bfloat16):
+        y = layer(x)
+        y.sum().backward()
+    assert y.dtype is torch.bfloat16 and layer.lora_A.grad.dtype is torch.float32
+    torch.testing.assert_close(y.float(), layer(x), atol=0.1, rtol=0.05)  # 8 bits, twice
 
 
 def test_gradients():

@@ -9,7 +9,7 @@ from test_lora import awake, decoder, tokens
 
 from posttrain.errors import ModelError
 from posttrain.models.heads import ScalarModel
-from posttrain.models.hf_format import hf_name, load_folder, read_weights, save_folder
+from posttrain.models.hf_format import copy_weights, hf_name, load_folder, read_weights, save_folder
 from posttrain.models.load import load_model, resolve, stored_weights
 from posttrain.models.lora import Lora, adapted, add_adapters
 from posttrain.models.peft_format import CONFIG, WEIGHTS, copy_adapter, read_adapter, write_adapter
@@ -162,6 +162,14 @@ def test_stored_adapters_come_back_bit_for_bit_and_nothing_else_is_stored(tmp_pa
     other = add_adapters(load_folder(base), LORAS["llama"], base="", seed=9)
     copy_adapter(other, folder)
     assert all(torch.equal(p, q) for p, q in zip(model.parameters(), other.parameters(), strict=True))
+
+
+def test_a_whole_folder_refuses_to_leave_adapters_out(tmp_path):
+    base, model, _ = saved(tmp_path)
+    with pytest.raises(ModelError, match="the model has adapters"):
+        save_folder(model, tmp_path / "whole")
+    with pytest.raises(ModelError, match="28 missing"):
+        copy_weights(model, base)
 
 
 def test_adapters_on_an_adapter_folder(tmp_path):

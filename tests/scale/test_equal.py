@@ -19,6 +19,7 @@ from torch import Tensor
 
 from posttrain import dist
 from posttrain.models.hf_format import copy_tensors, hf_name
+from posttrain.models.lora import Lora
 from posttrain.objectives.preference import PreferenceLoss
 from posttrain.train.learner import Learner, Optim
 from scale import processes
@@ -61,6 +62,7 @@ CASES = {
     "grpo": lambda folder: of_group(folder, "grpo"),
     "kl_cov": lambda folder: of_group(folder, "kl_cov"),  # couples the tokens of a step
     "ppo": of_ppo,
+    "adapters": lambda folder: replace(of_group(folder, "grpo"), lora=Lora(rank=4)),  # beside frozen weights
 }
 QUICK = ("sft", "grpo")
 TYPES = {torch.float32: "float32", torch.float64: "float64"}
@@ -91,7 +93,9 @@ def watched(dtype: torch.dtype, steps: list[dict], given: list[dict] | None) -> 
         if dtype is torch.float64:
             kept["after"] = weights(self.model)
         else:
-            kept["slopes"] = {name: dist.whole(p.grad).clone() for name, p in self.model.named_parameters()}
+            kept["slopes"] = {
+                name: dist.whole(p.grad).clone() for name, p in self.model.named_parameters() if p.requires_grad
+            }
         steps.append(kept)
         return kept["metrics"]
 
