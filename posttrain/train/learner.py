@@ -160,6 +160,7 @@ class Learner:
                     total.backward()
                 metrics = add(metrics, found)
                 loss += float(total.detach())
+                del terms, total  # else the graph, and what the head keeps, would outlive the next forward pass
         metrics, loss, broken = of_all(metrics, loss, broken)
         if broken:
             raise NonFiniteError(broken)
@@ -199,6 +200,7 @@ class Learner:
             piece = part.batch.select(rows)
             terms, metrics = part.loss(forward(self.model, piece, part.needs), piece)
             yield (rows, terms, metrics) if counts else (rows, [Term(n, v, 0 * w) for n, v, w in terms], {})
+            del terms
 
     def _coupled(self, part: Part, pieces: list[tuple[Tensor, bool]]) -> Iterator[tuple[Tensor, list[Term], Metrics]]:
         """Exact gradients of a loss over the whole step, with the graph of one micro-batch at a time.
@@ -224,6 +226,7 @@ class Learner:
                 if x is not None and slopes[id(leaf)] is not None
             ]
             yield rows, linear, {}
+            del out, linear
 
     def _what_broke(self, terms: list[Term], batch: TokenBatch, rows: Tensor) -> str:
         """The first term and row that is not finite, for the error message. rows: those of the micro-batch."""
