@@ -24,6 +24,8 @@ R = TypeVar("R")
 
 TIMEOUT = timedelta(minutes=30)
 """How long a process waits for the others. Longer than one of them may sample, grade or write a checkpoint."""
+MEET = timedelta(minutes=5)
+"""How long a process waits for the others to come."""
 LISTEN = timedelta(seconds=3)
 """How long a process that failed waits to hear whether the first one says the same."""
 
@@ -53,26 +55,18 @@ def joined(timeout: timedelta = TIMEOUT) -> Iterator[None]:
     torch's error where another process is gone or has been silent for `timeout`.
     """
     global _place
-    if int(os.environ.get("WORLD_SIZE", "1")) < 2 or "RANK" not in os.environ:
+    if int(os.environ.get("WORLD_SIZE", "1")) < 2 or not {"RANK", "MASTER_ADDR"} <= os.environ.keys():
         yield
         return
-    import torch
     import torch.distributed as c10d
 
-    cuda = torch.cuda.is_available()
-    if cuda:
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    store, mine, all_ = next(c10d.rendezvous("env://", timeout=timeout))
-    c10d.init_process_group(
-        "cpu:gloo,cuda:nccl" if cuda else "gloo", store=store, rank=mine, world_size=all_, timeout=timeout
-    )
-    _place = (mine, all_)
+    store = _meet(timeout)
     try:
         yield
         c10d.destroy_process_group()
     except Exception as error:
         told = lost(error) or error
-        if isinstance(told, PosttrainError) and _first_says(store, mine, str(told)):
+        if isinstance(told, PosttrainError) and _first_says(store, str(told)):
             raise SystemExit(told.exit_code) from None
         if told is not error:
             raise told from error
@@ -203,10 +197,35 @@ def lost(error: BaseException) -> RunError | None:
     )
 
 
-def _first_says(store: Any, mine: int, text: str) -> bool:
+def _meet(timeout: timedelta) -> Any:
+    """Connect the processes; returns the store of words that they share."""
+    global _place
+    import torch
+    import torch.distributed as c10d
+
+    cuda = torch.cuda.is_available()
+    if cuda:
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    try:
+        store, mine, all_ = next(c10d.rendezvous("env://", timeout=MEET))
+        backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
+        c10d.init_process_group(backend, store=store, rank=mine, world_size=all_, timeout=timeout)
+    except c10d.DistError as error:
+        place = f"{os.environ['MASTER_ADDR']}:{os.environ.get('MASTER_PORT')}"
+        raise RunError(
+            f"the {os.environ['WORLD_SIZE']} processes of this run did not find each other at {place} "
+            f"({str(error).splitlines()[0].rstrip('.')}). Start them with "
+            "torchrun --standalone --nproc-per-node N on one machine; on several, give --rdzv-endpoint a host and port "
+            "that all can reach. Alone, without torchrun, WORLD_SIZE must not be set."
+        ) from error
+    _place = (mine, all_)
+    return store
+
+
+def _first_says(store: Any, text: str) -> bool:
     """Whether the first process ends with the same words as this one, which is another."""
     try:
-        if mine == 0:
+        if rank() == 0:
             store.set("posttrain/said", text)
             return False
         store.wait(["posttrain/said"], LISTEN)

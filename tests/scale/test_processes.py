@@ -284,8 +284,9 @@ def _opens_elsewhere(folder: Path) -> None:
 @pytest.mark.slow
 def test_torchrun_trains(tmp_path):
     cfg = test_sft.config(tmp_path, steps=3)
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0"]
-    done = subprocess.run([*torchrun, "-m", "posttrain", *command(tmp_path, cfg)], capture_output=True, text=True)
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    words = [*torchrun, "-m", "posttrain", *command(tmp_path, cfg)]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=processes.PATIENCE)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("3 steps") == 1
     alone = toy.run(sft, replace(cfg), tmp_path / "alone")[1]
