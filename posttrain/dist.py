@@ -107,15 +107,27 @@ def all_sum(x: "Tensor") -> "Tensor":
 
 
 def all_max(n: int) -> int:
-    """The largest of the processes' numbers."""
-    return max(gather(n))
+    """The largest of the processes' whole numbers."""
+    return _largest(n)[0]
+
+
+def _largest(*numbers: int) -> list[int]:
+    if world() == 1:
+        return list(numbers)
+    import torch
+    import torch.distributed as c10d
+
+    found = torch.tensor(numbers)
+    c10d.all_reduce(found, op=c10d.ReduceOp.MAX)
+    return found.tolist()
 
 
 def agree(value: int, what: str) -> None:
     """Raise InvariantError, in all processes, unless they all hold this value: else they would wait for each other."""
-    if len(set(found := gather(value))) > 1:
+    most, least = _largest(value, -value)
+    if most != -least:
         raise InvariantError(
-            f"the {len(found)} processes hold different {what}, so their gradients would not add up to one step's. "
+            f"the {world()} processes hold different {what}, so their gradients would not add up to one step's. "
             "Everything that a loop reads and draws must be the same in each: does a file, a reward or a function of "
             "your own depend on the process, the time, or an unseeded generator?"
         )
