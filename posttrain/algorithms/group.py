@@ -18,7 +18,7 @@ from posttrain.envs.rollout import rollout
 from posttrain.errors import ConfigError
 from posttrain.evals.run import evaluate
 from posttrain.models.load import frozen_start, load
-from posttrain.models.lora import Lora, add_adapters
+from posttrain.models.lora import Lora
 from posttrain.objectives.advantages import NEEDS, estimate, running_baseline
 from posttrain.objectives.kl import kl_estimate
 from posttrain.objectives.objective import Objective
@@ -129,7 +129,7 @@ def train(cfg: Config, run: Run) -> Result:
     rows = tasks(cfg.data, loaded)
     rewards = rewards_for(cfg.reward, rows.train)
     params = replace(cfg.sampling, stop_ids=loaded.stop_ids)
-    model = add_adapters(loaded.model, cfg.lora, base=loaded.name, seed=run.seed(0, "lora"))
+    model = loaded.adapted(cfg.lora, run.seed(0, "lora"))
     policy = Learner(model, cfg.optim, cfg.steps * cfg.minibatches, tokenizer=loaded.chat_tokenizer)
     reference = frozen_start(policy.model) if cfg.objective.needs_reference else None
     sampler = TorchSampler(policy.model)

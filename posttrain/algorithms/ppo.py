@@ -25,7 +25,7 @@ from posttrain.errors import ConfigError
 from posttrain.evals.run import evaluate
 from posttrain.models.heads import ScalarModel
 from posttrain.models.load import frozen_start, load
-from posttrain.models.lora import Lora, add_adapters
+from posttrain.models.lora import Lora
 from posttrain.objectives.advantages.batch import whiten
 from posttrain.objectives.kl import kl_estimate
 from posttrain.objectives.objective import Objective
@@ -134,7 +134,7 @@ def train(cfg: Config, run: Run) -> Result:
     rewards = rewards_for(cfg.reward, rows.train)
     params = replace(cfg.sampling, stop_ids=loaded.stop_ids)
     updates = cfg.steps * cfg.epochs * cfg.minibatches
-    model = add_adapters(loaded.model, cfg.lora, base=loaded.name, seed=run.seed(0, "lora"))
+    model = loaded.adapted(cfg.lora, run.seed(0, "lora"))
     policy = Learner(model, cfg.optim, updates, tokenizer=loaded.chat_tokenizer)
     critic = Learner(make_critic(cfg), cfg.critic_optim, updates, tokenizer=loaded.chat_tokenizer)
     reference = frozen_start(policy.model) if cfg.objective.needs_reference else None

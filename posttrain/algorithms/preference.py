@@ -15,7 +15,7 @@ from posttrain.batch import TokenBatch, collate_pairs, weigh_rows
 from posttrain.data.rows import Data, PairRow, pairs, pick, report, steps_for
 from posttrain.errors import ConfigError, DataError
 from posttrain.models.load import load
-from posttrain.models.lora import Lora, add_adapters
+from posttrain.models.lora import Lora
 from posttrain.objectives.average import Average, token_weights
 from posttrain.objectives.preference import PreferenceLoss
 from posttrain.objectives.supervised import cross_entropy
@@ -77,7 +77,7 @@ def train(cfg: Config, run: Run) -> Result:
     rows = pairs(cfg.data, loaded)
     steps = steps_for(cfg, len(rows.train))
     check_gaps(rows.train + rows.held, cfg.loss)
-    model = add_adapters(loaded.model, cfg.lora, base=loaded.name, seed=run.seed(0, "lora"))
+    model = loaded.adapted(cfg.lora, run.seed(0, "lora"))
     policy = Learner(model, cfg.optim, steps, tokenizer=loaded.chat_tokenizer)
     references = None
     if cfg.loss.needs_reference:  # before `run.load`: the model is still the reference, adapters add exactly zero

@@ -4,7 +4,7 @@ The score of an answer is a log-odds: only differences between answers to one pr
 folder that transformers opens as a sequence classifier. Section 09 of the book tells the story.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from torch import Tensor
 
@@ -14,7 +14,7 @@ from posttrain.data.rows import Data, PairRow, pairs, pick, report, steps_for
 from posttrain.errors import ConfigError
 from posttrain.models.heads import ScalarModel
 from posttrain.models.load import load
-from posttrain.models.lora import Lora, add_adapters
+from posttrain.models.lora import Lora
 from posttrain.models.tokenizers import Tokenizer
 from posttrain.objectives.average import Average
 from posttrain.objectives.returns import last_token
@@ -80,8 +80,8 @@ def train(cfg: Config, run: Run) -> Result:
     rows = pairs(cfg.data, loaded)
     steps = steps_for(cfg, len(rows.train))
     body = loaded.model
-    model = body if isinstance(body, ScalarModel) else ScalarModel(body)
-    model = add_adapters(model, cfg.lora, base=loaded.name, seed=run.seed(0, "lora"))
+    scalar = replace(loaded, model=body if isinstance(body, ScalarModel) else ScalarModel(body))
+    model = scalar.adapted(cfg.lora, run.seed(0, "lora"))
     scorer = Learner(model, cfg.optim, steps, tokenizer=loaded.chat_tokenizer)
 
     def loss(out: Outputs, b: TokenBatch) -> tuple[list[Term], Metrics]:

@@ -10,7 +10,7 @@ from posttrain.batch import TokenBatch, collate, weigh
 from posttrain.data.rows import Data, demonstrations, pick, report, steps_for
 from posttrain.errors import ConfigError
 from posttrain.models.load import load
-from posttrain.models.lora import Lora, add_adapters
+from posttrain.models.lora import Lora
 from posttrain.objectives.average import Average
 from posttrain.objectives.supervised import cross_entropy
 from posttrain.records import Segment
@@ -77,7 +77,7 @@ def train(cfg: Config, run: Run) -> Result:
     loaded = load(cfg.model, template=cfg.template)
     rows = demonstrations(cfg.data, loaded)
     steps = steps_for(cfg, len(rows.train))
-    model = add_adapters(loaded.model, cfg.lora, base=loaded.name, seed=run.seed(0, "lora"))
+    model = loaded.adapted(cfg.lora, run.seed(0, "lora"))
     policy = Learner(model, cfg.optim, steps, tokenizer=loaded.chat_tokenizer)
     run.load({"policy": policy})
     if run.done == 0:

@@ -19,7 +19,7 @@ from posttrain.errors import ModelError, missing_extra
 from posttrain.models.decoder import Decoder
 from posttrain.models.heads import ScalarModel
 from posttrain.models.hf_format import hf_name, load_folder, read_weights
-from posttrain.models.lora import adapter_of, without_adapters
+from posttrain.models.lora import Lora, adapter_of, add_adapters, without_adapters
 from posttrain.models.peft_format import CONFIG as ADAPTER
 from posttrain.models.peft_format import base_name, is_adapter, merge_adapter, read_adapter
 from posttrain.models.tokenizers import Tokenizer
@@ -58,6 +58,10 @@ class Loaded:
         if self.chosen is None:
             return self.tokenizer
         return self.tokenizer.with_chat(stored(self.chosen, self.tokenizer), self.stop_ids)
+
+    def adapted(self, lora: Lora, seed: int) -> Decoder | ScalarModel:
+        """The model with new adapters on it, in place, or as it is where their rank is 0; see `add_adapters`."""
+        return add_adapters(self.model, lora, base=self.name, seed=seed, marks=self.tokenizer.marks.values())
 
     @property
     def context(self) -> int:

@@ -2,8 +2,8 @@
 
 A folder holds adapter_config.json, adapter_model.safetensors and the tokenizer's files; the weights that it belongs to
 are those of another folder, which it names. PEFT opens what is written here. What PEFT wrote is read if it changes
-linear layers by W + s · B A and nothing else; an adapter with a further feature is refused by the feature's name, since
-leaving it out would give another model without a word.
+linear layers by W + s · B A, rows of single tokens, a scalar head, and nothing else; an adapter with a further feature
+is refused by the feature's name, since leaving it out would give another model without a word.
 """
 
 import json
@@ -21,13 +21,17 @@ from posttrain.errors import ModelError
 from posttrain.models.decoder import Decoder
 from posttrain.models.heads import ScalarModel
 from posttrain.models.hf_format import generation_of, hf_name, read_tensors
-from posttrain.models.lora import Lora, LoraLinear, adapted, adapter_of, updated
+from posttrain.models.lora import TABLES, Adapter, Lora, LoraLinear, adapted, adapter_of, trained_rows, updated
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _PREFIX = "base_model.model."
 _SCORE = "score.weight"
+_ROWS = ".token_adapter.trainable_tokens_delta"  # PEFT's name; they are the rows themselves
 _SCALAR = "SEQ_CLS"
-_READ = {"base_model_name_or_path", "peft_type", "task_type", "r", "lora_alpha", "use_rslora", "target_modules"}
+_READ = {
+    "base_model_name_or_path", "peft_type", "task_type", "r", "lora_alpha", "use_rslora", "target_modules",
+    "trainable_token_indices",
+}  # fmt: skip
 _NO_EFFECT = {
     "auto_mapping", "exclude_modules", "inference_mode", "layers_pattern", "layers_to_transform", "lora_dropout",
     "megatron_core", "peft_version", "qalora_group_size", "revision", "runtime_config",
@@ -50,6 +54,8 @@ class Stored:
     """Names of the layers that are adapted, as PEFT counts them: last parts, or a pattern for the whole name."""
     updates: dict[str, tuple[Tensor, Tensor]]
     """Layer, by Hugging Face's name, to A [r, in] and B [out, r]."""
+    rows: dict[str, tuple[list[int], Tensor]]
+    """Embedding or head, by Hugging Face's name, to ids [n] and rows [n, D] of single tokens."""
     score: Tensor | None
     """Weight of the scalar head, where the adapted model has one."""
 
@@ -83,7 +89,7 @@ def write_adapter(model: Decoder | ScalarModel, folder: Path, *, tokenizer=None)
     tensors = {name: x.cpu().contiguous() for name, x in tensors.items()}
     save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
     scalar = isinstance(model, ScalarModel)
-    (folder / CONFIG).write_text(json.dumps(_config(model, adapter.lora, adapter.base, scalar), indent=2) + "\n")
+    (folder / CONFIG).write_text(json.dumps(_config(model, adapter, scalar), indent=2) + "\n")
     if tokenizer is not None:
         tokenizer.save(folder)
         if generation := generation_of(tokenizer):
@@ -110,6 +116,7 @@ def read_adapter(folder: Path) -> Stored:
         base=raw["base_model_name_or_path"],
         scale=scale,
         targets=targets if isinstance(targets, str) else tuple(targets),
+        rows=_take_rows(tensors, raw.get("trainable_token_indices") or [], Path(folder)),
         updates=_pair(tensors, rank, Path(folder)),
         score=score,
     )
@@ -118,11 +125,21 @@ def read_adapter(folder: Path) -> Stored:
 @torch.no_grad()
 def merge_adapter(model: Decoder | ScalarModel, stored: Stored) -> None:
     """Add an adapter's updates to the weights of its base, in place. ModelError if names or shapes do not fit."""
-    layers = {hf_name(name): m for name, m in model.named_modules() if isinstance(m, nn.Linear)}
+    modules = {hf_name(name): m for name, m in model.named_modules()}
+    layers = {name: m for name, m in modules.items() if isinstance(m, nn.Linear)}
     _check_fit(layers, stored)
     for name, (a, b) in stored.updates.items():
         weight = layers[name].weight
         weight.copy_(updated(weight, a, b, stored.scale))
+    for name, (ids, rows) in stored.rows.items():
+        table = modules.get(name)
+        if table is None or rows.shape[1:] != table.weight.shape[1:] or max(ids) >= len(table.weight):
+            have = "it has none" if table is None else f"it has one of {list(table.weight.shape)}"
+            raise ModelError(
+                f"{stored.folder} belongs to {stored.base}, whose weights it does not fit: of {name} it replaces rows "
+                f"of {list(rows.shape)}, up to token {max(ids)}, and {have}."
+            )
+        table.weight[ids] = rows.to(table.weight.dtype)
     if stored.score is not None:
         model.score.weight.copy_(stored.score)
 
@@ -135,11 +152,32 @@ def copy_adapter(model: Decoder | ScalarModel, folder: Path) -> None:
     _check_fit(layers, stored)
     if unstored := sorted(layers.keys() - stored.updates.keys()):
         raise ModelError(f"{folder} lacks the adapters of {', '.join(unstored[:3])}, which this run trains.")
+    tables = {hf_name(name): m for name, m in trained_rows(model)}
+    if {n: m.ids.tolist() for n, m in tables.items()} != {n: ids for n, (ids, _) in stored.rows.items()}:
+        raise ModelError(f"{folder} trains rows of other tokens than this run. Start into a new folder (--out).")
+    for name, table in tables.items():
+        table.tokens.copy_(dist.like(stored.rows[name][1], table.tokens))
     for name, (a, b) in stored.updates.items():
         layers[name].lora_A.copy_(dist.like(a, layers[name].lora_A))
         layers[name].lora_B.copy_(dist.like(b, layers[name].lora_B))
     if stored.score is not None:
         model.score.weight.copy_(dist.like(stored.score, model.score.weight))
+
+
+def _take_rows(tensors: dict[str, Tensor], named: list[int] | dict[str, list[int]], folder: Path) -> dict:
+    """Ids and rows of single tokens, taken out of the tensors. ModelError where their numbers differ."""
+    named = named if isinstance(named, dict) else {TABLES[0]: named} if named else {}
+    found = {}
+    for key in [key for key in tensors if key.endswith(_ROWS)]:
+        module = key.removeprefix(_PREFIX).removesuffix(_ROWS)
+        ids = named.pop(module.rpartition(".")[2], [])
+        rows = tensors.pop(key)
+        if len(ids) != len(rows):
+            raise ModelError(f"{folder / WEIGHTS} has {len(rows)} rows of {module}, {CONFIG} names {len(ids)} tokens.")
+        found[module] = (list(ids), rows)
+    if named:
+        raise ModelError(f"{folder / WEIGHTS} lacks the rows of {', '.join(named)} that {CONFIG} names.")
+    return found
 
 
 def _pair(tensors: dict[str, Tensor], rank: int, folder: Path) -> dict[str, tuple[Tensor, Tensor]]:
@@ -187,25 +225,28 @@ def _is_target(name: str, targets: tuple[str, ...] | str) -> bool:
 
 def _key(parameter: str) -> str:
     """PEFT's name of a trained parameter."""
-    half = parameter.rpartition(".")[2] in ("lora_A", "lora_B")
-    return _PREFIX + hf_name(parameter) + (".weight" if half else "")
+    owner, _, last = hf_name(parameter).rpartition(".")
+    return _PREFIX + owner + (_ROWS if last == "tokens" else f".{last}" if last == "weight" else f".{last}.weight")
 
 
-def _config(model: nn.Module, lora: Lora, base: str, scalar: bool) -> dict[str, Any]:
+def _config(model: nn.Module, adapter: Adapter, scalar: bool) -> dict[str, Any]:
     """The adapter_config.json: layers by their last name where all of that name are adapted, else by the whole."""
     layers = {hf_name(name) for name, _ in adapted(model)}
     others = [hf_name(name) for name, m in model.named_modules() if isinstance(m, nn.Linear)]
     mixed = {name.rpartition(".")[2] for name in others}
     targets = {name if name.rpartition(".")[2] in mixed else name.rpartition(".")[2] for name in layers}
+    lora = adapter.lora
+    rows = {name.rpartition(".")[2]: m.ids.tolist() for name, m in trained_rows(model)}
     return {
         "peft_type": "LORA",
         "task_type": _SCALAR if scalar else "CAUSAL_LM",
-        "base_model_name_or_path": base,
+        "base_model_name_or_path": adapter.base,
         "r": lora.rank,
         "lora_alpha": int(lora.alpha) if lora.alpha == int(lora.alpha) else lora.alpha,
         "use_rslora": lora.rslora,
         "target_modules": sorted(targets),
         "modules_to_save": ["score"] if scalar else None,
+        "trainable_token_indices": rows if len(rows) > 1 else rows.get(TABLES[0]),
         "lora_dropout": 0.0,
         "bias": "none",
         "fan_in_fan_out": False,

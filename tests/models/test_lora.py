@@ -16,7 +16,9 @@ from posttrain.models.lora import (
     adapted,
     adapter_of,
     add_adapters,
+    alike,
     movable_weights,
+    trained_rows,
     without_adapters,
 )
 from posttrain.sample.base import SamplingParams
@@ -39,10 +41,30 @@ def awake(model: nn.Module, seed: int = 5) -> nn.Module:
     for _, layer in adapted(model):
         with torch.no_grad():
             layer.lora_B.normal_(0, 0.1, generator=generator)
+    for _, table in trained_rows(model):
+        with torch.no_grad():
+            table.tokens.normal_(0, 0.2, generator=generator)
     return model
 
 
 RANK_4 = Lora(rank=4)
+
+
+MARKS = (3, 5, 6, 36)
+"""Special tokens of the models below; the last is known to them, the others are as initialised: all alike."""
+
+
+def newborn(seed: int = 0, **changes) -> Decoder:
+    """A model that has never seen three of its special tokens."""
+    model = decoder(seed, **changes)
+    for table in (model.embed_tokens, model.lm_head):
+        if table is not None:
+            table.weight.data[list(MARKS[:3])] = table.weight.data[:10].mean(0)
+    return model
+
+
+def with_rows(seed: int = 0, **changes) -> Decoder:
+    return add_adapters(newborn(seed, **changes), RANK_4, base="somewhere", seed=seed, marks=MARKS)
 
 
 def with_lora(seed: int = 0, lora: Lora = RANK_4, **changes) -> Decoder:
@@ -167,6 +189,16 @@ def test_rank_0_leaves_the_model_as_it_is():
     assert all(p.requires_grad for p in model.parameters()) and not list(adapted(model))
 
 
+def test_a_model_without_values_gets_adapters_as_well():
+    """To foresee what a run needs, without weights."""
+    with torch.device("meta"):
+        model = Decoder(decoder().cfg)
+    add_adapters(model, RANK_4, base="", seed=0, marks=MARKS)
+    want = {name: p.shape for name, p in with_lora().named_parameters()}
+    assert {name: p.shape for name, p in model.named_parameters()} == want
+    assert all(p.is_meta for p in model.parameters())
+
+
 def test_adapters_on_adapters_are_refused():
     with pytest.raises(ModelError, match="has adapters already"):
         add_adapters(with_lora(), Lora(rank=2), base="", seed=0)
@@ -190,6 +222,71 @@ def test_a_scalar_head_is_trained_beside():
 def test_settings_that_mean_nothing_are_refused(values, said):
     with pytest.raises(ConfigError, match=said):
         Lora(**values)
+
+
+# --- tokens that the model has never seen --------------------------------------------------------------------------
+
+
+def test_rows_that_no_training_has_touched():
+    w = torch.randn(9, 4, generator=torch.Generator().manual_seed(0))
+    assert alike(w, [1, 4, 7]) == [] and alike(w, []) == [] and alike(w, [2]) == []
+    w[4], w[7], w[8] = w[1] * (1 + 1e-5), 0.0, w[1] * 1.1
+    assert alike(w, [7, 4, 1, 8]) == [1, 4, 7]
+    assert alike(w, [4, 8]) == []  # of the tokens asked about alone
+    assert alike(w.to("meta"), [7, 4, 1, 8]) == []
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_their_rows_are_trained_and_no_others(tied):
+    """As if the whole embedding (and head) were trained, with the gradient of all other rows struck out."""
+    model = awake(with_rows(tie_word_embeddings=tied).double())
+    names = [name for name, _ in trained_rows(model)]
+    assert names == (["embed_tokens"] if tied else ["embed_tokens", "lm_head"])
+    plain = awake(add_adapters(newborn(tie_word_embeddings=tied).double(), RANK_4, base="", seed=0))
+    for name, table in trained_rows(model):
+        assert table.ids.tolist() == [3, 5, 6]
+        other = plain.get_submodule(name).weight
+        with torch.no_grad():
+            other[table.ids] = table.tokens
+        other.requires_grad_()
+        assert torch.equal(table.weight, other)
+    text = tokens()
+    text[0, :6] = torch.tensor([3, 5, 36, 6, 6, 0])
+    slope = torch.randn(3, 20, 37, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+    for m in (model, plain):
+        (m.logits(m(text)) * slope).sum().backward()
+    assert torch.equal(model(text), plain(text))
+    for name, table in trained_rows(model):
+        want = plain.get_submodule(name).weight.grad[table.ids]
+        torch.testing.assert_close(table.tokens.grad, want, atol=1e-12, rtol=1e-12)
+        assert not table.frozen.requires_grad
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_off_they_are_the_base_as_well(tied):
+    base, model = newborn(tie_word_embeddings=tied), with_rows(tie_word_embeddings=tied)
+    logits = base.logits(base(tokens()))
+    assert torch.equal(model.logits(model(tokens())), logits)
+    reference = frozen_start(awake(model))
+    assert torch.equal(reference.logits(reference(tokens())), logits)
+    assert not torch.allclose(model.logits(model(tokens())), logits)
+    shared = {p.data_ptr() for p in model.parameters()}
+    assert all(p.data_ptr() in shared for p in reference.parameters())
+    assert [n for n, _ in reference.named_parameters()] == [n for n, _ in base.named_parameters()]
+    moved = movable_weights(model)
+    assert ("lm_head.weight" in moved) != tied and moved["embed_tokens.weight"].shape == (37, 24)
+
+
+def test_rows_are_trained_only_where_it_is_needed_and_wanted():
+    assert not list(trained_rows(add_adapters(decoder(), RANK_4, base="", seed=0, marks=MARKS)))
+    off = Lora(rank=4, tokens="none")
+    assert not list(trained_rows(add_adapters(newborn(), off, base="", seed=0, marks=MARKS)))
+    head = decoder(tie_word_embeddings=False)
+    head.lm_head.weight.data[3] = 0.0  # tokens that can be read and not written
+    assert [n for n, _ in trained_rows(add_adapters(head, RANK_4, base="", seed=0, marks=MARKS))] == [
+        "embed_tokens",
+        "lm_head",
+    ]
 
 
 # --- the reference, and the sampler --------------------------------------------------------------------------------
@@ -228,12 +325,13 @@ def test_what_training_may_move():
     assert all(not torch.equal(before[n], after[n]) for n in before)
 
 
-def test_the_sampler_samples_with_the_adapters_on():
+@pytest.mark.parametrize("make", [with_lora, with_rows])
+def test_the_sampler_samples_with_the_adapters_on(make):
     """In float64 it writes what a model with merged weights writes, which is not what the base writes."""
-    model = awake(with_lora().double())
+    model = awake(make().double())
     merged, base = without_adapters(frozen_copy(model)), without_adapters(model)
-    for name, layer in adapted(model):
-        merged.get_submodule(name).weight.copy_(layer.merged())
+    for name, weight in movable_weights(model).items():
+        merged.get_parameter(name).copy_(weight)
     prompts, params = [[1, 2, 3], [4, 5], [4, 5]], SamplingParams(max_tokens=12)
     said = [[c.tokens for c in TorchSampler(m).generate(prompts, params, [0, 1, 2])] for m in (model, merged, base)]
     assert said[0] == said[1] != said[2]

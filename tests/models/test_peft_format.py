@@ -5,13 +5,13 @@ import json
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from test_lora import awake, decoder, tokens
+from test_lora import MARKS, awake, decoder, newborn, tokens
 
 from posttrain.errors import ModelError
 from posttrain.models.heads import ScalarModel
 from posttrain.models.hf_format import copy_weights, hf_name, load_folder, read_weights, save_folder
 from posttrain.models.load import load_model, resolve, stored_weights
-from posttrain.models.lora import Lora, adapted, add_adapters
+from posttrain.models.lora import Lora, adapted, add_adapters, trained_rows
 from posttrain.models.peft_format import CONFIG, WEIGHTS, copy_adapter, read_adapter, write_adapter
 
 FAMILIES = {
@@ -32,11 +32,11 @@ def peft():
     return pytest.importorskip("peft", reason="peft is not installed: nothing to compare adapters with")
 
 
-def saved(tmp_path, family: str = "llama", lora: Lora | None = None):
+def saved(tmp_path, family: str = "llama", lora: Lora | None = None, make=decoder, marks=()):
     """A base folder, an adapted model on it, and its adapter folder."""
-    save_folder(decoder(**FAMILIES[family]), tmp_path / "base")
+    save_folder(make(**FAMILIES[family]), tmp_path / "base")
     model = load_folder(tmp_path / "base")
-    model = awake(add_adapters(model, lora or LORAS[family], base=str(tmp_path / "base"), seed=0))
+    model = awake(add_adapters(model, lora or LORAS[family], base=str(tmp_path / "base"), seed=0, marks=marks))
     write_adapter(model, tmp_path / "adapter")
     return tmp_path / "base", model, tmp_path / "adapter"
 
@@ -58,9 +58,10 @@ def from_transformers(folder, kind="AutoModelForCausalLM", **more):
 # --- with PEFT -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("rows", [False, True], ids=["", "rows"])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_peft_opens_ours_with_the_same_logits_and_gradients(family, tmp_path, peft):
-    base, model, folder = saved(tmp_path, family)
+def test_peft_opens_ours_with_the_same_logits_and_gradients(family, rows, tmp_path, peft):
+    base, model, folder = saved(tmp_path, family, **{"make": newborn, "marks": MARKS} if rows else {})
     theirs = peft.PeftModel.from_pretrained(from_transformers(base), folder, is_trainable=True)
     with torch.no_grad():
         close(theirs(tokens()).logits, logits(model))
@@ -72,9 +73,12 @@ def test_peft_opens_ours_with_the_same_logits_and_gradients(family, tmp_path, pe
     (theirs(tokens()).logits * slope).sum().backward()
     want = {name: p.grad for name, p in theirs.named_parameters() if p.grad is not None}
     have = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
-    assert len(want) == len(have) == 2 * len(list(adapted(model)))
+    tables = len(list(trained_rows(model)))
+    assert len(want) == len(have) == 2 * len(list(adapted(model))) + tables
+    assert tables == rows * (1 if model.lm_head is None else 2)
     for name, grad in have.items():
         theirs_name = f"base_model.model.{hf_name(name)}.default.weight"
+        theirs_name = theirs_name.replace("tokens.default.weight", "token_adapter.trainable_tokens_delta.default")
         assert (grad - want[theirs_name]).norm() < 1e-6 * grad.norm(), name  # norms pass through float32 in both
 
 
@@ -85,6 +89,8 @@ def test_peft_opens_ours_with_the_same_logits_and_gradients(family, tmp_path, pe
         ("qwen2", {"target_modules": ["q_proj", "up_proj"], "r": 3, "use_rslora": True}),
         ("qwen3", {"target_modules": r".*\.self_attn\.(k|v)_proj", "r": 2, "init_lora_weights": "gaussian"}),
         ("qwen3", {"target_modules": ["v_proj"], "r": 2, "layers_to_transform": [1]}),
+        ("qwen2", {"target_modules": ["v_proj"], "trainable_token_indices": [7, 2]}),
+        ("llama", {"target_modules": ["v_proj"], "trainable_token_indices": {"lm_head": [4], "embed_tokens": [1, 0]}}),
     ],
 )
 def test_theirs_opens_here_merged(family, settings, tmp_path, peft):
@@ -93,7 +99,7 @@ def test_theirs_opens_here_merged(family, settings, tmp_path, peft):
     theirs = peft.get_peft_model(from_transformers(tmp_path / "base"), config).eval()
     with torch.no_grad():
         for name, p in theirs.named_parameters():
-            if "lora_B" in name:
+            if "lora_B" in name or "trainable_tokens" in name:
                 p.normal_(0, 0.1)
     theirs.save_pretrained(tmp_path / "theirs")
     with torch.no_grad():
@@ -144,9 +150,10 @@ def test_reward_models_go_both_ways(tmp_path, peft):
 # --- alone ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("rows", [False, True], ids=["", "rows"])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_merged_is_as_side_by_side(family, tmp_path):
-    _, model, folder = saved(tmp_path, family)
+def test_merged_is_as_side_by_side(family, rows, tmp_path):
+    _, model, folder = saved(tmp_path, family, **{"make": newborn, "marks": MARKS} if rows else {})
     close(logits(load_model(folder)), logits(model))
     exact = load_model(folder, dtype=torch.float64)
     torch.testing.assert_close(logits(exact), logits(model.double()), atol=1e-12, rtol=1e-12)
@@ -162,6 +169,15 @@ def test_stored_adapters_come_back_bit_for_bit_and_nothing_else_is_stored(tmp_pa
     other = add_adapters(load_folder(base), LORAS["llama"], base="", seed=9)
     copy_adapter(other, folder)
     assert all(torch.equal(p, q) for p, q in zip(model.parameters(), other.parameters(), strict=True))
+
+
+def test_rows_of_tokens_come_back_bit_for_bit(tmp_path):
+    base, model, folder = saved(tmp_path, make=newborn, marks=MARKS)
+    other = add_adapters(load_folder(base), LORAS["llama"], base="", seed=9, marks=MARKS)
+    copy_adapter(other, folder)
+    assert all(torch.equal(p, q) for p, q in zip(model.parameters(), other.parameters(), strict=True))
+    with pytest.raises(ModelError, match="trains rows of other tokens than this run"):
+        copy_adapter(add_adapters(load_folder(base), LORAS["llama"], base="", seed=9), folder)
 
 
 def test_a_whole_folder_refuses_to_leave_adapters_out(tmp_path):
@@ -235,6 +251,9 @@ def test_a_config_that_cannot_be_followed(tmp_path, changes, said):
 A, B = (f"base_model.model.model.layers.1.mlp.up_proj.lora_{half}.weight" for half in "AB")
 
 
+ROWS = "base_model.model.model.embed_tokens.token_adapter.trainable_tokens_delta"
+
+
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
@@ -244,6 +263,7 @@ A, B = (f"base_model.model.model.layers.1.mlp.up_proj.lora_{half}.weight" for ha
         ({A: torch.ones(4, 25)}, r"has an update of \[32, 25\] for model.layers.1.mlp.up_proj, which is \[32, 24\]"),
         ({A.replace("1", "7"): torch.ones(4, 24), B.replace("1", "7"): torch.ones(32, 4)}, "not linear.*layers.7.mlp"),
         ({"base_model.model.score.weight": torch.ones(1, 24)}, "task_type CAUSAL_LM has no score.weight"),
+        ({ROWS: torch.ones(2, 24)}, "has 2 rows of model.embed_tokens, adapter_config.json names 0 tokens"),
     ],
 )
 def test_weights_that_do_not_fit(tmp_path, changes, said):
@@ -266,6 +286,20 @@ def test_a_targeted_layer_without_its_update(tmp_path):
     edit(folder, target_modules=["q_proj"])
     with pytest.raises(ModelError, match="lacks the adapters of model.layers.1.mlp.up_proj, which this run trains"):
         copy_adapter(add_adapters(load_folder(base), LORAS["llama"], base="", seed=0), folder)
+
+
+def test_rows_that_do_not_fit(tmp_path):
+    _, _, folder = saved(tmp_path)
+    edit(folder, trainable_token_indices=[3, 99])
+    with pytest.raises(ModelError, match="lacks the rows of embed_tokens that adapter_config.json names"):
+        load_model(folder)
+    change(folder, **{ROWS: torch.ones(2, 24)})
+    with pytest.raises(ModelError, match=r"replaces rows of \[2, 24\], up to token 99, and it has one of \[37, 24\]"):
+        load_model(folder)
+    edit(folder, trainable_token_indices={"wte": [3, 9]})
+    change(folder, drop=ROWS, **{ROWS.replace("embed_tokens", "wte"): torch.ones(2, 24)})
+    with pytest.raises(ModelError, match="of model.wte it replaces rows .* and it has none"):
+        load_model(folder)
 
 
 def test_another_base(tmp_path):

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 from algorithms import test_group, test_ppo, test_preference, test_reward_model, test_sft, toy
+from algorithms.test_adapters import base
 from algorithms.test_microbatch import uneven, uneven_pairs
 from torch import Tensor
 
@@ -53,6 +54,10 @@ def of_ppo(folder: Path):
     return test_ppo.config(folder, steps=2, prompts=8, epochs=1)
 
 
+def of_adapters(folder: Path):
+    return replace(of_group(folder, "grpo"), model=base(folder, newborn=True), lora=Lora(rank=4))
+
+
 CASES = {
     "sft": of_sft,
     "dpo": lambda folder: of_preference(folder, "dpo"),
@@ -62,7 +67,7 @@ CASES = {
     "grpo": lambda folder: of_group(folder, "grpo"),
     "kl_cov": lambda folder: of_group(folder, "kl_cov"),  # couples the tokens of a step
     "ppo": of_ppo,
-    "adapters": lambda folder: replace(of_group(folder, "grpo"), lora=Lora(rank=4)),  # beside frozen weights
+    "adapters": of_adapters,  # beside frozen weights
 }
 QUICK = ("sft", "grpo")
 TYPES = {torch.float32: "float32", torch.float64: "float64"}
