@@ -2,8 +2,8 @@
 
 While a model trains, an adapted layer computes both products side by side, so that learner and reference share one copy
 of the base. The reference is the model without its adapters: modules of its own over the same tensors, and no switch
-that could be left in the wrong position. (Decoding with merged weights is 10 to 20 % faster in a model of 2 million
-parameters and 5 to 13 % in one of 27 million, rank 16 on one core.) Files are in `peft_format.py`.
+that could be left in the wrong position. (Decoding with merged weights is 5 to 20 % faster in a model of 2 million
+parameters and 2 to 13 % in one of 27 million, rank 16 on one core.) Files are in `peft_format.py`.
 
 A frozen embedding has a trap: tokens that pre-training never saw, such as a chat template's marks, have equal rows, and
 no adapter can tell them apart. Nothing would ever learn to write the one that ends a turn. Their rows are trained too.
