@@ -117,30 +117,32 @@ def similar_lengths(lengths: list[int]) -> list[tuple[list[int], int]]:
 
 
 class Cache:
-    """Keys and values of S slots of up to L tokens, allocated once: [layers, S, K, L, d] each."""
+    """Keys and values of S slots of up to L tokens, allocated once: [layers, 2, S, K, L, d], keys before values."""
 
     def __init__(self, model: "Decoder", slots: int, length: int):
         cfg, w = model.cfg, model.embed_tokens.weight
-        shape = (cfg.num_hidden_layers, slots, cfg.num_key_value_heads, length, cfg.head_dim)
-        self.keys = torch.zeros(shape, dtype=w.dtype, device=w.device)
-        self.values = torch.zeros(shape, dtype=w.dtype, device=w.device)
-        self.length = length
+        shape = (cfg.num_hidden_layers, 2, slots, cfg.num_key_value_heads, length, cfg.head_dim)
+        self.memory = torch.zeros(shape, dtype=w.dtype, device=w.device)
+        self.slots, self.length = slots, length
 
     def places(self, slots: Tensor, positions: Tensor) -> Tensor:
-        """[M, K]: where token m of slot `slots[m]` stands in a layer's flat [S * K * L, d] memory, for each head."""
-        heads = self.keys.shape[2]
-        return (slots[:, None] * heads + torch.arange(heads, device=slots.device)) * self.length + positions[:, None]
+        """[M * 2K] where keys and values of token m of slot `slots[m]` stand in a layer's flat [2 * S * K * L, d]."""
+        heads = self.memory.shape[3]
+        head = torch.arange(heads, device=slots.device)
+        first = torch.cat((head, head + self.slots * heads)) + slots[:, None] * heads
+        return (first * self.length + positions[:, None]).flatten()
 
-    def write(self, layer: int, places: Tensor, k: Tensor, v: Tensor) -> None:
-        """Store keys and values [M, K, d] of new tokens. One flat index copy: a three-way index is far slower."""
-        places, d = places.flatten(), k.shape[-1]
-        self.keys[layer].view(-1, d).index_copy_(0, places, k.reshape(-1, d))
-        self.values[layer].view(-1, d).index_copy_(0, places, v.reshape(-1, d))
+    def write(self, layer: int, places: Tensor, kv: Tensor) -> None:
+        """Store keys and values [M, 2K, d] of new tokens. One flat index copy: a three-way index is far slower."""
+        self.memory[layer].view(-1, kv.shape[-1]).index_copy_(0, places, kv.reshape(-1, kv.shape[-1]))
+
+    def read(self, layer: int, slots: int, length: int) -> tuple[Tensor, Tensor]:
+        """Keys and values [slots, K, length, d] of the first slots; views, of which a batched product needs no copy."""
+        return self.memory[layer, 0, :slots, :, :length], self.memory[layer, 1, :slots, :, :length]
 
     def copy(self, source: Tensor, target: Tensor, length: int) -> None:
         """Copy the first `length` tokens of the slots `source` [n] to the slots `target` [n], which must differ."""
-        for memory in (self.keys, self.values):
-            memory[:, target, :, :length] = memory[:, source, :, :length]
+        self.memory[:, :, target, :, :length] = self.memory[:, :, source, :, :length]
 
 
 def prefill_attention(cache: Cache, slots: Tensor, packing: Packing) -> Attention:
@@ -149,25 +151,27 @@ def prefill_attention(cache: Cache, slots: Tensor, packing: Packing) -> Attentio
     places = cache.places(torch.repeat_interleave(slots, packing.lengths), packing.positions)
 
     def attention(i: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        cache.write(i, places, k, v)
+        cache.write(i, places, torch.cat((k, v), 1))
         return inner(i, q, k, v)
 
     return attention
 
 
 def decode_attention(cache: Cache, positions: Tensor) -> Attention:
-    """One new token in each of the first M slots, at positions [M], attending to its slot's cache up to itself."""
+    """One new token in each of the first M slots, at positions [M], attending to its slot's cache up to itself.
+
+    The plain way, which `decoding.py` is held against.
+    """
     m, longest = len(positions), int(positions.max()) + 1
-    slot, place = (torch.arange(n, device=positions.device) for n in (m, longest))
-    places = cache.places(slot, positions)
-    hidden = place > positions[:, None]
-    bias = cache.keys.new_zeros(m, longest).masked_fill_(hidden, -torch.inf)[:, None, None]  # [M, 1, 1, longest]
+    places = cache.places(torch.arange(m, device=positions.device), positions)
+    behind = torch.arange(longest, device=positions.device) > positions[:, None]
+    bias = cache.memory.new_zeros(m, longest).masked_fill_(behind, -torch.inf)[:, None, None]  # [M, 1, 1, longest]
 
     def attention(i: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        cache.write(i, places, k, v)
+        cache.write(i, places, torch.cat((k, v), 1))
+        keys, values = cache.read(i, m, longest)
         q = (q * q.shape[-1] ** -0.5).unflatten(1, (k.shape[1], -1))  # [M, K, H/K, d]: queries that share a key
-        scores = q @ cache.keys[i, :m, :, :longest].transpose(2, 3)
-        return (scores.add_(bias).softmax(-1) @ cache.values[i, :m, :, :longest]).flatten(1)
+        return ((q @ keys.transpose(2, 3) + bias).softmax(-1) @ values).flatten(1)
 
     return attention
 

@@ -16,8 +16,9 @@ from torch import Tensor
 
 from posttrain import dist, rng
 from posttrain.errors import ConfigError, DataError, InvariantError, NonFiniteError
-from posttrain.models.attention import Cache, decode_attention, pack_lengths, prefill_attention
+from posttrain.models.attention import Cache, pack_lengths, prefill_attention
 from posttrain.models.decoder import Decoder
+from posttrain.models.decoding import Decoding
 from posttrain.records import Stop
 from posttrain.sample.base import Completion, SamplingParams, per_request
 
@@ -28,9 +29,12 @@ class TorchSampler:
     """Samples from a Decoder that it shares with the learner.
 
     slots: sequences decoded side by side. max_len: longest prompt with completion; default: the model's context.
+    dtype: of the products in decoding, such as torch.bfloat16; default: the model's own.
     """
 
-    def __init__(self, model: Decoder, *, slots: int = 128, max_len: int | None = None):
+    def __init__(
+        self, model: Decoder, *, slots: int = 128, max_len: int | None = None, dtype: torch.dtype | None = None
+    ):
         if slots < 1:
             raise ConfigError(f"slots = {slots}: the sampler decodes at least one sequence at a time")
         self.learner_model = self.model = model
@@ -41,6 +45,7 @@ class TorchSampler:
         self.slots = slots
         self.context = min(max_len or model.cfg.max_position_embeddings, model.cfg.max_position_embeddings)
         self.version = 0
+        self.decoding = Decoding(self.model, dtype)
         self._memory: Cache | None = None
 
     def update(self, policy: Any) -> None:
@@ -75,6 +80,7 @@ class TorchSampler:
         """
         if not prompts:
             return []
+        self.decoding.refresh()
         params = per_request(params, len(prompts))
         limits = self._limits(prompts, params, seeds)
         laws = _Laws(params, self.model.head_weight)
@@ -82,20 +88,19 @@ class TorchSampler:
             min(self.slots, len(prompts)), max(len(p) + n for p, n in zip(prompts, limits, strict=True))
         )
         record = _Record(len(prompts), max(limits), self.model.head_weight)
+        draws = _draws(prompts, seeds, record.width).to(self.model.head_weight.device)
         live, begun = _Live.none(self.model.head_weight.device), 0
         while begun < len(prompts) or len(live):
             free, waiting = self.slots - len(live), len(prompts) - begun
             if waiting and free >= min(waiting, max(1, self.slots // 8)):  # a pass for one new row would be dear
                 fresh = self._next(prompts, begun, free)
                 logits = self._prefill(cache, [prompts[r] for r in fresh], first_slot=len(live))
-                new = _Live.start(fresh, prompts, limits, seeds, record.width, logits.device)
+                new = _Live.start(fresh, prompts, limits, record.width, logits.device)
                 begun += len(fresh)
             else:
-                logits = self.model.logits(
-                    self.model.flat(live.token, live.place - 1, decode_attention(cache, live.place - 1))
-                )
+                logits = self.decoding(live.token, live.place - 1, cache)
                 live, new = _Live.none(logits.device), live
-            new.token, logp, kept = laws.choose(logits, new)
+            new.token, logp, kept = laws.choose(logits, new, draws[new.cell])
             record.write(new.cell, new.token, logp, kept)
             live = live.join(new.advance())
             live = self._retire(cache, live, laws, record)
@@ -117,8 +122,8 @@ class TorchSampler:
     def _cache(self, slots: int, length: int) -> Cache:
         """Memory for this call: the last call's where it is large enough and of the model's type and place."""
         old, weight = self._memory, self.model.embed_tokens.weight
-        fits = old is not None and old.keys.shape[1] >= slots and old.length >= length
-        if not fits or (old.keys.dtype, old.keys.device) != (weight.dtype, weight.device):
+        fits = old is not None and old.slots >= slots and old.length >= length
+        if not fits or (old.memory.dtype, old.memory.device) != (weight.dtype, weight.device):
             self._memory = None  # freed before the new one is taken
             self._memory = Cache(self.model, slots, min(-(-length // 64) * 64, max(self.context, length)))
         return self._memory
@@ -176,7 +181,6 @@ class _Live:
     """The last token chosen, whose keys are not yet in the cache."""
     place: Tensor
     """Position of the next token: 0 is the prompt's first."""
-    seed: Tensor
     cell: Tensor
     """Where the next token stands in the flat record."""
     end: Tensor
@@ -187,8 +191,8 @@ class _Live:
         return cls(*(torch.zeros(0, dtype=torch.long, device=device) for _ in fields(cls)))
 
     @classmethod
-    def start(cls, fresh: list[int], prompts, limits, seeds, width: int, device: torch.device) -> "_Live":
-        columns = [(r, 0, len(prompts[r]), seeds[r], r * width, r * width + limits[r]) for r in fresh]
+    def start(cls, fresh: list[int], prompts, limits, width: int, device: torch.device) -> "_Live":
+        columns = [(r, 0, len(prompts[r]), r * width, r * width + limits[r]) for r in fresh]
         return cls(*torch.tensor(columns, device=device).T.contiguous())
 
     def __len__(self) -> int:
@@ -209,6 +213,12 @@ class _Live:
         return self
 
 
+def _draws(prompts, seeds: Sequence[int], width: int) -> Tensor:
+    """uniform(seed, position) of every cell of the record, made at once: [requests * width] float64."""
+    place = torch.tensor([len(p) for p in prompts])[:, None] + torch.arange(width)
+    return rng.uniform(torch.tensor(seeds)[:, None].expand_as(place), place).flatten()
+
+
 class _Laws:
     """How each request chooses and where it stops: usually one way for all, else rows of a step are sorted by it."""
 
@@ -223,8 +233,7 @@ class _Laws:
                 raise DataError(f"stop id {max(way.stop_ids)} is outside of the vocabulary of {len(weight)} tokens")
             row[list(way.stop_ids)] = True
 
-    def choose(self, logits: Tensor, new: _Live) -> tuple[Tensor, Tensor, Tensor | None]:
-        u = rng.uniform(new.seed, new.place)
+    def choose(self, logits: Tensor, new: _Live, u: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         if len(self.ways) == 1:
             return choose(logits, self.ways[0], u)
         way = self.of[new.request]

@@ -172,7 +172,7 @@ def test_members_of_a_group_differ_and_share_one_prefill(model):
         [[5, 6, 7]] * 32 + [[8, 9]] * 32, SamplingParams(max_tokens=8), range(64)
     )
     handle.remove()
-    assert computed == [3 + 2] + [64] * 7
+    assert computed == [3 + 2]  # decoding has an embedding of its own
     assert len({c.tokens for c in got[:32]}) == 32
 
 
