@@ -10,6 +10,7 @@
     ├── RunError(RuntimeError)          a run cannot go on
     │   ├── InvariantError              a check of `posttrain doctor` failed: the run would learn nothing, or a lie
     │   ├── NonFiniteError              a loss or gradient is NaN or infinite
+    │   ├── OutOfMemory                 a step needs more memory than there is
     │   └── RolloutError                too many rollouts of one step failed
     └── Interrupted(RuntimeError)       Ctrl-C or SIGTERM; the last checkpoint is intact
 
@@ -63,6 +64,10 @@ class InvariantError(RunError):
 
 class NonFiniteError(RunError):
     """A loss term or gradient is NaN or infinite. Names step, sample and term; it is never skipped."""
+
+
+class OutOfMemory(RunError):
+    """A step needs more memory than there is. Says how large it was and what makes it smaller."""
 
 
 class RolloutError(RunError):

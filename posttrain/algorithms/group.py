@@ -9,11 +9,11 @@ from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from posttrain import rng
 from posttrain.batch import TokenBatch, collate_groups, weigh
-from posttrain.data.rows import Data, pick, report, tasks
+from posttrain.data.rows import Data, Rows, pick, report, tasks
 from posttrain.envs.rollout import rollout
 from posttrain.errors import ConfigError
 from posttrain.evals.run import evaluate
@@ -31,6 +31,7 @@ from posttrain.rewards.base import score
 from posttrain.rewards.resolve import rewards_for
 from posttrain.sample.base import SamplingParams
 from posttrain.sample.torch import TorchSampler
+from posttrain.train.demand import Demand, Trained, probe, rollouts
 from posttrain.train.invariants import check_movement, check_sampler_gap, watch_signal
 from posttrain.train.learner import Learner, Optim, Outputs, Part, Term, outputs
 from posttrain.train.metrics import Metrics, add
@@ -121,6 +122,21 @@ def plan(cfg: Config) -> str:
     )
 
 
+def demand(cfg: Config, rows: Rows, model: nn.Module) -> Demand:
+    """What the largest step needs: the longest prompt, under answers of full length."""
+    batch, sampling = rollouts(cfg, rows, model)
+    policy = Trained(name="policy", model=model, batch=batch, rows=-(-cfg.prompts // cfg.minibatches) * cfg.group_size,
+                     needs=("logp", "entropy"), micro_tokens=cfg.optim.micro_tokens)  # fmt: skip
+    return Demand(
+        trained=(policy,),
+        references=(model,) * cfg.objective.needs_reference,
+        sampling=sampling,
+        steps=cfg.steps,
+        updates=cfg.minibatches,
+        words=f"{cfg.prompts} prompts x {cfg.group_size} samples",
+    )
+
+
 def train(cfg: Config, run: Run) -> Result:
     """Group-relative policy gradient. With `objective = GRPO`: Shao et al. 2024 (arXiv 2402.03300), Algorithm 1."""
     if run.finished:
@@ -137,6 +153,7 @@ def train(cfg: Config, run: Run) -> Result:
         {"policy": policy}, {**first_weights(cfg.objective), "baseline": 0.0, "weight": 0.0, "silent": 0, "best": None}
     )
     sampler.update(policy)
+    probe(run, demand(cfg, rows, policy.model), policy)
 
     def loss(out: Outputs, b: TokenBatch) -> tuple[list[Term], Metrics]:
         return policy_terms(out, b, cfg.objective, state, run.seed(step, "tokens"))

@@ -5,10 +5,11 @@ coefficient. Advantages come from generalised advantage estimation over the poli
 book tell the story; the details it counts are named at their lines.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from posttrain.algorithms.group import (
     check_gap,
@@ -19,12 +20,12 @@ from posttrain.algorithms.group import (
     with_logps,
 )
 from posttrain.batch import TokenBatch, collate_groups, weigh
-from posttrain.data.rows import Data, pick, report, tasks
+from posttrain.data.rows import Data, Rows, pick, report, tasks
 from posttrain.envs.rollout import rollout
 from posttrain.errors import ConfigError
 from posttrain.evals.run import evaluate
 from posttrain.models.heads import ScalarModel
-from posttrain.models.load import frozen_start, load
+from posttrain.models.load import Loaded, frozen_start, load
 from posttrain.models.lora import Lora
 from posttrain.objectives.advantages.batch import whiten
 from posttrain.objectives.kl import kl_estimate
@@ -38,11 +39,15 @@ from posttrain.rewards.base import score
 from posttrain.rewards.resolve import rewards_for
 from posttrain.sample.base import SamplingParams
 from posttrain.sample.torch import TorchSampler
+from posttrain.train.demand import Demand, Trained, probe, rollouts
 from posttrain.train.invariants import check_movement, watch_signal
 from posttrain.train.learner import Learner, Optim, Outputs, Part, Term
 from posttrain.train.metrics import Metrics, add
 from posttrain.train.run import MAY_CHANGE, Result, Run, RunConfig
 from posttrain.train.signal import group_metrics
+
+NEEDS = ("logp", "entropy")
+"""What the policy's loss takes; the entropy is measured even where nothing rewards it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,6 +130,25 @@ def plan(cfg: Config) -> str:
     )
 
 
+def demand(cfg: Config, rows: Rows, model: nn.Module, critic: nn.Module) -> Demand:
+    """What the largest step needs: the longest prompt, under answers of full length."""
+    batch, sampling = rollouts(cfg, rows, model)
+    same = {"batch": batch, "rows": -(-cfg.prompts // cfg.minibatches) * cfg.group_size}
+    trained = (
+        Trained(name="critic", model=critic, needs=("values",), micro_tokens=cfg.critic_optim.micro_tokens,
+                setting="critic_optim.micro_tokens", **same),
+        Trained(name="policy", model=model, needs=NEEDS, micro_tokens=cfg.optim.micro_tokens, **same),
+    )  # fmt: skip
+    return Demand(
+        trained=trained,
+        references=(model,) * cfg.objective.needs_reference,
+        sampling=sampling,
+        steps=cfg.steps,
+        updates=cfg.epochs * cfg.minibatches,
+        words=f"{cfg.prompts} prompts x {cfg.group_size} samples",
+    )
+
+
 def train(cfg: Config, run: Run) -> Result:
     """PPO for language models: Schulman et al. 2017 (arXiv 1707.06347) with the rewards of Ziegler et al. 2019."""
     if run.finished:
@@ -142,6 +166,7 @@ def train(cfg: Config, run: Run) -> Result:
     parts = {"policy": policy, "critic": critic}
     state = run.load(parts, {**first_weights(cfg.objective), "silent": 0, "best": None})
     sampler.update(policy)
+    probe(run, demand(cfg, rows, policy.model, critic.model), critic, policy)
 
     def loss(out: Outputs, b: TokenBatch) -> tuple[list[Term], Metrics]:
         return policy_terms(out, b, cfg.objective, state, run.seed(step, "tokens"))
@@ -173,8 +198,7 @@ def train(cfg: Config, run: Run) -> Result:
                 fit = critic.step(Part(mini, critic_loss, ("values",)))
                 metrics = add(metrics, {k: v for k, v in fit.items() if k not in ("loss", "lr", "grad_norm")})
                 if step >= cfg.warmup_steps:
-                    part = Part(mini, loss, ("logp", "entropy"), coupled=cfg.objective.coupled)
-                    metrics = add(metrics, policy.step(part))
+                    metrics = add(metrics, policy.step(Part(mini, loss, NEEDS, coupled=cfg.objective.coupled)))
         if "kl_old" in metrics:
             state |= next_weights(cfg.objective, state, metrics)
         sampler.update(policy)
@@ -188,8 +212,11 @@ def train(cfg: Config, run: Run) -> Result:
     return run.finish()
 
 
-def make_critic(cfg: Config) -> ScalarModel:
-    """A model of its own, with a head that begins at zero unless it comes from a reward model."""
+def make_critic(cfg: Config, load: Callable[..., Loaded] = load) -> ScalarModel:
+    """A model of its own, with a head that begins at zero unless it comes from a reward model.
+
+    load: how to get a model from a name; `models.load.described` gives one without values.
+    """
     body = load(cfg.critic or cfg.model, template=cfg.template).model
     return body if isinstance(body, ScalarModel) else ScalarModel(body)
 

@@ -8,17 +8,18 @@ Section 16 of the book derives the loss, section 17 compares the relatives.
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from posttrain.algorithms.reward_model import pair_sample
 from posttrain.batch import TokenBatch, collate_pairs, weigh_rows
-from posttrain.data.rows import Data, PairRow, pairs, pick, report, steps_for
+from posttrain.data.rows import Data, PairRow, Rows, pairs, pick, report, steps_for
 from posttrain.errors import ConfigError, DataError
 from posttrain.models.load import load
 from posttrain.models.lora import Lora
 from posttrain.objectives.average import Average, token_weights
 from posttrain.objectives.preference import PreferenceLoss
 from posttrain.objectives.supervised import cross_entropy
+from posttrain.train.demand import Demand, longest_pairs, probe
 from posttrain.train.invariants import check_movement, check_stop_ids
 from posttrain.train.learner import Learner, Optim, Outputs, Part, Term
 from posttrain.train.metrics import Metrics, add
@@ -66,6 +67,12 @@ def plan(cfg: Config) -> str:
     return f"{report(rows)}: {steps} steps of {cfg.batch_size} pairs, {epochs:.2f} epochs."
 
 
+def demand(cfg: Config, rows: Rows, model: nn.Module) -> Demand:
+    """What the largest step needs; the reference speaks before training, so it is not among it."""
+    policy = longest_pairs("policy", model, rows, cfg, cfg.loss.needs)
+    return Demand(trained=(policy,), steps=steps_for(cfg, len(rows.train)), words=f"{cfg.batch_size} pairs")
+
+
 def train(cfg: Config, run: Run) -> Result:
     """Train on pairs. With the default loss this is Rafailov et al. 2023 (arXiv 2305.18290), eq. 7.
 
@@ -87,6 +94,7 @@ def train(cfg: Config, run: Run) -> Result:
         return loss_terms(out, b, cfg.loss)
 
     run.load({"policy": policy})
+    probe(run, demand(cfg, rows, model), policy)
     if run.done == 0:
         run.note(report(rows))
         run.check(0, check_stop_ids([s for row in rows.train for s in row.pair], loaded.stop_ids))

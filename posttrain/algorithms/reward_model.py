@@ -6,11 +6,11 @@ folder that transformers opens as a sequence classifier. Section 09 of the book 
 
 from dataclasses import dataclass, field, replace
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from posttrain.algorithms.sft import as_sample
 from posttrain.batch import TokenBatch, collate, collate_pairs, weigh_rows
-from posttrain.data.rows import Data, PairRow, pairs, pick, report, steps_for
+from posttrain.data.rows import Data, PairRow, Rows, pairs, pick, report, steps_for
 from posttrain.errors import ConfigError
 from posttrain.models.heads import ScalarModel
 from posttrain.models.load import load
@@ -20,6 +20,7 @@ from posttrain.objectives.average import Average
 from posttrain.objectives.returns import last_token
 from posttrain.objectives.reward import bradley_terry
 from posttrain.records import Segment
+from posttrain.train.demand import Demand, longest_pairs, probe
 from posttrain.train.invariants import check_movement, check_stop_ids
 from posttrain.train.learner import Learner, Optim, Outputs, Part, Term, outputs
 from posttrain.train.metrics import Metrics
@@ -69,6 +70,12 @@ def plan(cfg: Config) -> str:
     return f"{report(rows)}: {steps} steps of {cfg.batch_size} pairs, {epochs:.2f} epochs."
 
 
+def demand(cfg: Config, rows: Rows, model: nn.Module) -> Demand:
+    """What the largest step needs."""
+    scorer = longest_pairs("reward model", model, rows, cfg, ("values",))
+    return Demand(trained=(scorer,), steps=steps_for(cfg, len(rows.train)), words=f"{cfg.batch_size} pairs")
+
+
 def train(cfg: Config, run: Run) -> Result:
     """Learn to score answers; Ouyang et al. 2022 (arXiv 2203.02155), eq. 1 with two answers per prompt.
 
@@ -93,6 +100,7 @@ def train(cfg: Config, run: Run) -> Result:
         return [Term("bradley_terry", value, b.weights["pair"][good])], metrics
 
     run.load({"policy": scorer})
+    probe(run, demand(cfg, rows, model), scorer)
     if run.done == 0:
         run.note(report(rows))
         run.check(0, check_stop_ids([s for row in rows.train for s in row.pair], loaded.stop_ids))

@@ -6,14 +6,17 @@ Section 05 of the book tells the story. Reads chat messages, prompt / completion
 
 from dataclasses import dataclass, field
 
+from torch import nn
+
 from posttrain.batch import TokenBatch, collate, weigh
-from posttrain.data.rows import Data, demonstrations, pick, report, steps_for
+from posttrain.data.rows import Data, Rows, demonstrations, pick, report, steps_for
 from posttrain.errors import ConfigError
 from posttrain.models.load import load
 from posttrain.models.lora import Lora
 from posttrain.objectives.average import Average
 from posttrain.objectives.supervised import cross_entropy
 from posttrain.records import Segment
+from posttrain.train.demand import Demand, longest_rows, probe
 from posttrain.train.invariants import check_movement, check_stop_ids
 from posttrain.train.learner import Learner, Optim, Outputs, Part, Term
 from posttrain.train.metrics import Metrics
@@ -61,6 +64,12 @@ def plan(cfg: Config) -> str:
     return f"{report(rows)}: {steps} steps of {cfg.batch_size} rows, {epochs:.2f} epochs."
 
 
+def demand(cfg: Config, rows: Rows, model: nn.Module) -> Demand:
+    """What the largest step needs."""
+    policy = longest_rows("policy", model, rows, cfg)
+    return Demand(trained=(policy,), steps=steps_for(cfg, len(rows.train)), words=f"{cfg.batch_size} rows")
+
+
 def loss(out: Outputs, b: TokenBatch) -> tuple[list[Term], Metrics]:
     """Cross-entropy of the learned tokens."""
     value, metrics = cross_entropy(out.logp, b.mask)
@@ -80,6 +89,7 @@ def train(cfg: Config, run: Run) -> Result:
     model = loaded.adapted(cfg.lora, run.seed(0, "lora"))
     policy = Learner(model, cfg.optim, steps, tokenizer=loaded.chat_tokenizer)
     run.load({"policy": policy})
+    probe(run, demand(cfg, rows, model), policy)
     if run.done == 0:
         run.note(report(rows))
         run.check(0, *([] if cfg.data.kind == "text" else [check_stop_ids(rows.train, loaded.stop_ids)]))

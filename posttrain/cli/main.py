@@ -14,6 +14,7 @@ from posttrain.errors import Interrupted, PosttrainError, RunError, UsageError, 
 VERBS: dict[str, tuple[str, str]] = {
     "demo": ("posttrain.cli.demo", "the whole pipeline on the embedded base, with a report"),
     "train": ("posttrain.cli.train", "train with one method: posttrain train sft, train group --preset dapo, ..."),
+    "plan": ("posttrain.cli.plan", "batch arithmetic and memory of a run before it begins: will it fit?"),
     "config": ("posttrain.cli.config", "a complete commented config of one method"),
     "chat": ("posttrain.cli.chat", "talk to a model or a run"),
     "sample": ("posttrain.cli.sample", "sample answers to a prompt"),

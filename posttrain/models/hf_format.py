@@ -147,11 +147,21 @@ def load_folder(folder: Path, *, dtype: torch.dtype = torch.float32) -> Decoder 
 
     ModelError if names or shapes of weights do not fit the config.
     """
-    cfg = read_config(folder)
-    scalar = any(a.endswith(_SCALAR) for a in cfg.extra.get("architectures") or ())
-    model = (ScalarModel(Decoder(cfg)) if scalar else Decoder(cfg)).to(dtype)
+    model = _made(folder).to(dtype)
     copy_weights(model, folder)
     return model
+
+
+def shape_of(folder: Path) -> Decoder | ScalarModel:
+    """The model of a folder without values, on the device "meta": only config.json is read."""
+    with torch.device("meta"):
+        return _made(folder)
+
+
+def _made(folder: Path) -> Decoder | ScalarModel:
+    cfg = read_config(folder)
+    scalar = any(a.endswith(_SCALAR) for a in cfg.extra.get("architectures") or ())
+    return ScalarModel(Decoder(cfg)) if scalar else Decoder(cfg)
 
 
 def copy_weights(model: Decoder | ScalarModel, folder: Path) -> None:

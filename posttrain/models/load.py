@@ -18,7 +18,7 @@ from posttrain.chat.templates import JinjaTemplate, Template, choose, stored
 from posttrain.errors import ModelError, missing_extra
 from posttrain.models.decoder import Decoder
 from posttrain.models.heads import ScalarModel
-from posttrain.models.hf_format import hf_name, load_folder, read_weights
+from posttrain.models.hf_format import hf_name, load_folder, read_weights, shape_of
 from posttrain.models.lora import Lora, adapter_of, add_adapters, without_adapters
 from posttrain.models.peft_format import CONFIG as ADAPTER
 from posttrain.models.peft_format import base_name, is_adapter, merge_adapter, read_adapter
@@ -69,11 +69,12 @@ class Loaded:
         return self.model.cfg.max_position_embeddings
 
 
-def resolve(name: str | Path) -> Path:
+def resolve(name: str | Path, *, weights: bool = True) -> Path:
     """The model folder that a name stands for: whole weights, or adapters.
 
     "base" is the model in the package. A run folder stands for its best or last checkpoint, a demo folder for its last
     stage. Anything else is a folder in Hugging Face format, or a name on the hub. ModelError says what was tried.
+    weights: whether to fetch them from the hub as well.
     """
     if str(name) in EMBEDDED:
         folder = Path(__file__).parents[1] / "assets" / EMBEDDED[str(name)]
@@ -98,7 +99,7 @@ def resolve(name: str | Path) -> Path:
             f'there is no model "{name}": not a folder here, and not a name on the hub (owner/name). '
             'The model inside the package is called "base".'
         )
-    return _from_hub(str(name))
+    return _from_hub(str(name), weights)
 
 
 def load(name: str | Path, *, template: str = "auto", dtype: torch.dtype = torch.float32) -> Loaded:
@@ -114,6 +115,24 @@ def load(name: str | Path, *, template: str = "auto", dtype: torch.dtype = torch
             f"{folder}: the tokenizer has ids up to {tokenizer.vocab_size - 1}, but the embedding has only "
             f"{model.cfg.vocab_size} rows. They belong to different models."
         )
+    chosen = None if template == "auto" and tokenizer.chat_template is None else choose(template, tokenizer)
+    return Loaded(model, tokenizer, chosen, folder, _lasting(name, folder))
+
+
+def described(name: str | Path, *, template: str = "auto") -> Loaded:
+    """What `load` gives, without any weights: a model of shapes alone, on the device "meta".
+
+    config.json must be there; without a tokenizer beside it, `tokenizer` and `chosen` are None. Of a hub name only the
+    small files are fetched.
+    """
+    folder = resolve(name, weights=False)
+    shape = folder
+    while is_adapter(shape):
+        shape = _base(shape, weights=False)
+    model = shape_of(shape)
+    if not (shape / "tokenizer.json").is_file():
+        return Loaded(model, None, None, folder, _lasting(name, folder))
+    tokenizer = _tokenizer(folder)
     chosen = None if template == "auto" and tokenizer.chat_template is None else choose(template, tokenizer)
     return Loaded(model, tokenizer, chosen, folder, _lasting(name, folder))
 
@@ -157,11 +176,11 @@ def frozen_copy(model: Decoder) -> Decoder:
     return copy.deepcopy(model).requires_grad_(False).eval()
 
 
-def _base(folder: Path) -> Path:
+def _base(folder: Path, *, weights: bool = True) -> Path:
     """The model folder to which an adapter folder belongs."""
     name = base_name(folder)
     try:
-        base = resolve(name)
+        base = resolve(name, weights=weights)
     except ModelError as error:
         raise ModelError(
             f'{folder} holds adapters of "{name}", which cannot be found: {error} If it has moved, write its place '
@@ -201,12 +220,12 @@ def _of_run(folder: Path) -> Path:
     return checkpoints[-1]
 
 
-def _from_hub(name: str) -> Path:
+def _from_hub(name: str, weights: bool = True) -> Path:
     try:
         from huggingface_hub import snapshot_download
     except ImportError:
         raise missing_extra(f'fetching "{name}" from the hub', "hf", "give the path of a folder you have") from None
-    patterns = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.jinja"]
+    patterns = ["*.json", "*.jinja"] + ["*.safetensors", "*.safetensors.index.json"] * weights
     try:
         return Path(snapshot_download(name, allow_patterns=patterns))
     except Exception as e:  # its errors are of many classes: offline, gated, unknown, disk

@@ -7,7 +7,7 @@ a first pass over the whole step and are then exact as well.
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -25,6 +25,8 @@ from posttrain.models.peft_format import copy_adapter, write_adapter
 from posttrain.models.tokenizers import Tokenizer
 from posttrain.objectives.tokens import logprobs_from_hidden, masked, predicting
 from posttrain.train.invariants import Check, block_movement, check_weights_changed, fingerprint
+from posttrain.train.machine import told
+from posttrain.train.memory import first_piece, too_large
 from posttrain.train.metrics import Metrics, add
 from posttrain.train.processes import check_alike, load_whole_state, of_all, whole_state
 from posttrain.train.schedule import Schedule
@@ -86,7 +88,7 @@ class Optim:
     """Gradients are scaled down to this global norm. 0: no clipping."""
     schedule: Schedule = Schedule()
     """Warm-up and decay."""
-    micro_tokens: int | None = 16384
+    micro_tokens: int | None = field(default=16384, metadata={"may_change": True})
     """Real tokens per micro-batch: bounds memory, does not change the gradient."""
 
     def __post_init__(self):
@@ -141,13 +143,35 @@ class Learner:
 
     def outputs(self, batch: TokenBatch, needs: tuple[Need, ...] = ("logp",)) -> Outputs:
         """What the model says about the batch now, without gradients, in micro-batches."""
-        return outputs(self.model, batch, needs, self.optim.micro_tokens)
+        with told(lambda: too_large(batch, self.optim.micro_tokens, "row")):
+            return outputs(self.model, batch, needs, self.optim.micro_tokens)
+
+    def probe(self, batch: TokenBatch, needs: tuple[Need, ...] = ("logp",), together: Together = "row") -> None:
+        """A forward and backward pass of the batch's largest micro-batch, of which nothing stays: does a step fit?
+
+        Gradients and AdamW's moments are held meanwhile, as they will be in a later step. Raises OutOfMemory.
+        """
+        piece, n = first_piece(batch, self.optim.micro_tokens, together)
+        try:
+            with told(lambda: too_large(batch, self.optim.micro_tokens, together)):
+                moments = [torch.ones_like(p) for p in self.parameters * 2 if p not in self.optimizer.state]
+                for p in self.parameters * (n > 1):
+                    p.grad = torch.ones_like(p)
+                sum(x.sum() for x in forward(self.model, piece, needs) if x is not None).backward()
+                del moments
+        finally:
+            self.optimizer.zero_grad(set_to_none=True)
 
     def step(self, *parts: Part) -> Metrics:
         """One optimizer step on the summed gradients of all parts. Returns metrics as (sum, count).
 
-        Raises NonFiniteError before the weights are touched, and InvariantError if the first step changes nothing.
+        Raises NonFiniteError before the weights are touched, InvariantError if the first step changes nothing, and
+        OutOfMemory with the sizes.
         """
+        with told(lambda: " ".join(too_large(p.batch, self.optim.micro_tokens, p.together) for p in parts)):
+            return self._step(*parts)
+
+    def _step(self, *parts: Part) -> Metrics:
         self.optimizer.zero_grad(set_to_none=True)
         metrics: Metrics = {}
         loss, broken = 0.0, None

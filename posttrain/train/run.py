@@ -25,13 +25,14 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from posttrain import config, dist, rng
-from posttrain.errors import ConfigError, Interrupted, InvariantError, NonFiniteError, RunError, UsageError
+from posttrain.errors import ConfigError, Interrupted, InvariantError, NonFiniteError, OutOfMemory, RunError, UsageError
 from posttrain.train import checkpoint, provenance
 from posttrain.train.folder import Result, compare, lock_folder, never_began, read_result, refuse_foreign, size
 from posttrain.train.invariants import Check
+from posttrain.train.machine import lacking_memory
 from posttrain.train.metrics import lookup, mean
 from posttrain.train.progress import Bar, headline
 from posttrain.train.samples import pick
@@ -56,6 +57,8 @@ class RunConfig:
     """A metric, such as eval_reward; the checkpoint with its best value stays too, and becomes the run's model."""
     samples: int = field(default=4, metadata=MAY_CHANGE)
     """Whole trajectories written to samples.jsonl per step."""
+    probe: Literal["off", "sizes", "step"] = field(default="sizes", metadata=MAY_CHANGE)
+    """sizes: refuse a run that by its sizes cannot fit in memory. step: also try its largest micro-batch first."""
 
     def __post_init__(self):
         for name in ("threads", "save_every", "keep"):
@@ -148,7 +151,7 @@ class Run:
         return self
 
     def __exit__(self, kind, error, trace) -> None:
-        error = (error and dist.lost(error)) or error
+        before, error = error, error and (dist.lost(error) or lacking_memory(error, self.folder) or error)
         if error is not None and not isinstance(error, (UsageError, Interrupted, KeyboardInterrupt)):
             reason = {"step": self.done, "error": type(error).__name__, "message": str(error)}
             with contextlib.suppress(Exception):  # the original error matters more than a disk that is full as well
@@ -156,6 +159,8 @@ class Run:
                     checkpoint.write_text(self.folder / "failed.json", json.dumps(reason, indent=1))
                 self.note(f"stopped at step {self.done}: {type(error).__name__}: {error}")
         self.close()
+        if isinstance(error, OutOfMemory) and error is not before:
+            raise error from before
 
     def close(self) -> None:
         """Close files, restore signal handlers and the terminal, and release the folder."""

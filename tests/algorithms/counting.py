@@ -1,0 +1,67 @@
+"""What torch holds while something runs: bytes that are alive, and tensors with a number for every token and word.
+
+Both watch every operation (TorchDispatchMode), those of the backward pass included, so the counts are exact and the
+same everywhere. What one operation allocates and frees inside itself they do not see; `benchmarks/memory.py` does.
+"""
+
+import weakref
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+
+class LiveBytes(TorchDispatchMode):
+    """Bytes of all storage that was made inside and is not freed yet: now, and at most."""
+
+    def __init__(self):
+        super().__init__()
+        self.now = self.peak = 0
+        self._alive: dict[int, weakref.ref] = {}
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        out = operation(*args, **(kwargs or {}))
+        for x in tree_leaves(out):
+            if isinstance(x, Tensor) and x.device.type != "meta":
+                self._add(x.untyped_storage())
+        self.peak = max(self.peak, self.now)
+        return out
+
+    def _add(self, storage: torch.UntypedStorage) -> None:
+        key, size = storage._cdata, storage.nbytes()
+        if key in self._alive:
+            return
+
+        def gone(_) -> None:
+            self.now -= size
+            del self._alive[key]
+
+        self.now += size
+        self._alive[key] = weakref.ref(storage, gone)
+
+
+class Widest(TorchDispatchMode):
+    """The most rows that any tensor of numbers had in which each row holds one for every word."""
+
+    def __init__(self, vocab: int, hidden: int):
+        super().__init__()
+        self.vocab = vocab
+        self.weights = ((vocab, hidden), (hidden, vocab))
+        """Shapes of the embedding, the head, and their gradients, which are no logits."""
+        self.rows = 0
+        self.seen = 0
+        """How many tensors had such rows."""
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        out = operation(*args, **(kwargs or {}))
+        for x in tree_leaves(out):
+            if isinstance(x, Tensor) and x.is_floating_point() and x.numel() >= self.vocab:
+                self._look(tuple(x.shape))
+        return out
+
+    def _look(self, shape: tuple[int, ...]) -> None:
+        if shape in self.weights or (self.vocab not in shape and torch.Size(shape).numel() % self.vocab):
+            return
+        self.seen += 1
+        self.rows = max(self.rows, torch.Size(shape).numel() // self.vocab)
