@@ -92,10 +92,13 @@ def packed_attention(packing: Packing) -> Attention:
     home = torch.empty_like(read).index_copy_(0, owner[read], read)  # [M] the cell of each token
 
     def attention(_layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        out = []
+        out, kind = [], q.device.type
+        if kind == "cpu":  # whose kernel takes longer in bfloat16, and is then less exact for nothing
+            q, k, v = (x.float() if x.dtype == torch.bfloat16 else x for x in (q, k, v))
         for place, n, t in grids:
             q_, k_, v_ = (x.index_select(0, place).unflatten(0, (n, t)).transpose(1, 2) for x in (q, k, v))
-            o = F.scaled_dot_product_attention(q_, k_, v_, is_causal=True, enable_gqa=True)
+            with torch.autocast(kind, enabled=kind != "cpu" and torch.is_autocast_enabled(kind)):
+                o = F.scaled_dot_product_attention(q_, k_, v_, is_causal=True, enable_gqa=True)
             out.append(o.transpose(1, 2).reshape(n * t, -1))
         return torch.cat(out).index_select(0, home)
 

@@ -171,8 +171,9 @@ class Layer(nn.Module):
         self.post_attention_layernorm = RMSNorm(cfg.hidden_size, cfg.rms_norm_eps)
 
     def forward(self, i: int, x: Tensor, cos: Tensor, sin: Tensor, attention: Attention) -> Tensor:
-        x = x + self.self_attn(i, self.input_layernorm(x), cos, sin, attention)
-        return x + self.mlp(self.post_attention_layernorm(x))
+        products = cos.dtype  # cast here once: under autocast each projection would cast its input anew
+        x = x + self.self_attn(i, self.input_layernorm(x).to(products), cos, sin, attention)
+        return x + self.mlp(self.post_attention_layernorm(x).to(products))
 
 
 class Decoder(nn.Module):
@@ -248,8 +249,10 @@ class Decoder(nn.Module):
         angle = positions[:, None].float() * self.rope_freq.to(positions.device)  # [M, d/2], float32 in any model
         x = self.embed_tokens(tokens)
         cos, sin = angle.cos() * self.rope_gain, angle.sin() * self.rope_gain
-        cos = torch.cat((cos, cos), -1).to(x.dtype)[:, None]  # [M, 1, d]: both halves of a head turn by the same angles
-        sin = torch.cat((-sin, sin), -1).to(x.dtype)[:, None]
+        kind = x.device.type
+        products = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+        cos = torch.cat((cos, cos), -1).to(products)[:, None]  # [M, 1, d]: both halves of a head turn by the same angle
+        sin = torch.cat((-sin, sin), -1).to(products)[:, None]
         for i, layer in enumerate(self.layers):
             x = layer(i, x, cos, sin, attention)
         return self.norm(x)
