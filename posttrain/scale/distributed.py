@@ -1,8 +1,9 @@
 """A model cut over the processes of a run by FSDP2 (Zhao et al. 2023, arXiv 2304.11277), and put together again.
 
 Each process keeps a share of every weight, gradient and moment. A layer's weights are gathered when it computes, and
-freed after; those outside the layers (embedding, last norm, head) stay gathered from the forward pass to the end of the
-backward, because the learner takes logits from the head itself. Gradients are summed, not averaged: the losses are
+freed after; on a CPU, where the processes share one memory and a message costs more than it saves, they stay gathered
+from the forward pass to the end of the backward. So do those outside the layers (embedding, last norm, head) anywhere,
+because the learner takes logits from the head itself. Gradients are summed, not averaged: the losses are
 already weighted sums over the rows of all processes.
 
 Sampling wants all weights in every process, token after token, so it gets a copy of its own, renewed after each step;
@@ -35,7 +36,7 @@ def shard(model: nn.Module) -> nn.Module:
     mesh = init_device_mesh(kind, (dist.world(),))
     _EMPTY[model] = _copy(model, "meta")
     for layer in getattr(model, "decoder", model).layers:
-        fully_shard(layer, mesh=mesh)
+        fully_shard(layer, mesh=mesh, reshard_after_forward=kind != "cpu")
     fully_shard(model, mesh=mesh, reshard_after_forward=False)
     register_fsdp_forward_method(model, "flat")  # through which the learner calls it
     for module in model.modules():
@@ -52,8 +53,9 @@ def is_sharded(model: nn.Module) -> bool:
 
 def release(model: nn.Module) -> None:
     """Free what a forward pass without a backward has left gathered, which would hide the shards from an optimizer."""
-    if is_sharded(model):
-        model.reshard()
+    for part in model.modules():
+        if is_sharded(part):
+            part.reshard()
 
 
 def whole_copy(model: nn.Module) -> nn.Module:
