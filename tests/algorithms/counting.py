@@ -42,13 +42,14 @@ class LiveBytes(TorchDispatchMode):
 
 
 class Widest(TorchDispatchMode):
-    """The most rows that any tensor of numbers had in which each row holds one for every word."""
+    """The most rows that any tensor of numbers had in which each row holds one for every word.
+
+    The embedding, the head and their gradients, V x D in any shape, are no logits.
+    """
 
     def __init__(self, vocab: int, hidden: int):
         super().__init__()
-        self.vocab = vocab
-        self.weights = ((vocab, hidden), (hidden, vocab))
-        """Shapes of the embedding, the head, and their gradients, which are no logits."""
+        self.vocab, self.weight = vocab, vocab * hidden
         self.rows = 0
         self.seen = 0
         """How many tensors had such rows."""
@@ -56,12 +57,7 @@ class Widest(TorchDispatchMode):
     def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
         out = operation(*args, **(kwargs or {}))
         for x in tree_leaves(out):
-            if isinstance(x, Tensor) and x.is_floating_point() and x.numel() >= self.vocab:
-                self._look(tuple(x.shape))
+            if isinstance(x, Tensor) and x.is_floating_point() and x.numel() and not x.numel() % self.vocab:
+                self.seen += x.numel() != self.weight
+                self.rows = max(self.rows, x.numel() // self.vocab * (x.numel() != self.weight))
         return out
-
-    def _look(self, shape: tuple[int, ...]) -> None:
-        if shape in self.weights or (self.vocab not in shape and torch.Size(shape).numel() % self.vocab):
-            return
-        self.seen += 1
-        self.rows = max(self.rows, torch.Size(shape).numel() // self.vocab)
