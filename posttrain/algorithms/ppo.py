@@ -203,7 +203,7 @@ def train(cfg: Config, run: Run) -> Result:
             state |= next_weights(cfg.objective, state, metrics)
         sampler.update(policy)
         if first and policy.version > 0:
-            run.check(step, check_gap(metrics), policy.first)
+            run.check(step, check_gap(metrics, cfg.optim), policy.first)
         if rows.held and run.due(step, cfg.eval_every):
             metrics = add(metrics, evaluate(sampler, rows.held, loaded, rewards, cfg.sampling.max_tokens))
         run.log(step, metrics)

@@ -137,7 +137,9 @@ class Cache:
 
     def write(self, layer: int, places: Tensor, kv: Tensor) -> None:
         """Store keys and values [M, 2K, d] of new tokens. One flat index copy: a three-way index is far slower."""
-        self.memory[layer].view(-1, kv.shape[-1]).index_copy_(0, places, kv.reshape(-1, kv.shape[-1]))
+        self.memory[layer].view(-1, kv.shape[-1]).index_copy_(
+            0, places, kv.reshape(-1, kv.shape[-1]).to(self.memory.dtype)
+        )
 
     def read(self, layer: int, slots: int, length: int) -> tuple[Tensor, Tensor]:
         """Keys and values [slots, K, length, d] of the first slots; views, of which a batched product needs no copy."""

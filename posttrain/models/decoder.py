@@ -16,6 +16,7 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from posttrain.errors import ModelError
 from posttrain.models.attention import Attention, pack_lengths, packed_attention, padded_attention
@@ -121,7 +122,7 @@ class RMSNorm(nn.Module):
         if self.through_float32:
             y = x.float()
             return self.weight * (y * torch.rsqrt(y.square().mean(-1, keepdim=True) + self.eps)).to(x.dtype)
-        return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
+        return F.rms_norm(x.to(self.weight.dtype), self.weight.shape, self.weight, self.eps)  # x may be a product's
 
 
 class SelfAttention(nn.Module):
@@ -191,6 +192,10 @@ class Decoder(nn.Module):
         self.lm_head = None if cfg.tie_word_embeddings else nn.Linear(cfg.hidden_size, cfg.vocab_size, bias=False)
         # A plain attribute, no buffer: `.to(bfloat16)` would round a buffer, and rotation angles with it.
         self.rope_freq, self.rope_gain = rope_frequencies(cfg)
+        self.products: torch.dtype | None = None
+        """Type of the projections' products where it is not that of the weights: torch.bfloat16. All else stays."""
+        self.recompute = False
+        """Whether the backward pass computes each layer's inner values again instead of keeping them."""
 
     def initialise(self, seed: int) -> "Decoder":
         """Fresh weights: normal(0, initializer_range) matrices, zero biases, unit norms. Returns self."""
@@ -249,12 +254,15 @@ class Decoder(nn.Module):
         angle = positions[:, None].float() * self.rope_freq.to(positions.device)  # [M, d/2], float32 in any model
         x = self.embed_tokens(tokens)
         cos, sin = angle.cos() * self.rope_gain, angle.sin() * self.rope_gain
-        kind = x.device.type
-        products = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+        products = self.products or x.dtype
         cos = torch.cat((cos, cos), -1).to(products)[:, None]  # [M, 1, d]: both halves of a head turn by the same angle
         sin = torch.cat((-sin, sin), -1).to(products)[:, None]
-        for i, layer in enumerate(self.layers):
-            x = layer(i, x, cos, sin, attention)
+        with torch.autocast(x.device.type, dtype=products, enabled=self.products is not None):
+            for i, layer in enumerate(self.layers):
+                if self.recompute and torch.is_grad_enabled():
+                    x = checkpoint(layer, i, x, cos, sin, attention, use_reentrant=False)
+                else:
+                    x = layer(i, x, cos, sin, attention)
         return self.norm(x)
 
     def logits(self, hidden: Tensor) -> Tensor:

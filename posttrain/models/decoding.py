@@ -45,11 +45,11 @@ class _Weights(NamedTuple):
 
 
 class Decoding:
-    """Computes logits of the next token against a cache. dtype: of the products; default: the model's own."""
+    """Computes logits of the next token against a cache. dtype: of the products; default: as the model's products."""
 
     def __init__(self, model: Decoder, dtype: torch.dtype | None = None):
         self.model = model
-        self.dtype = dtype or model.embed_tokens.weight.dtype
+        self.dtype = dtype or model.products or model.embed_tokens.weight.dtype
         self._seen: list[tuple[int, int]] = []
         self._layers: list[_Weights] = []
         self._head = self._embedding = torch.empty(0)

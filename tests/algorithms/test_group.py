@@ -174,3 +174,11 @@ def test_tokens_are_drawn_by_the_seed():
 
 if __name__ == "__main__":
     toy.record(**{p: lambda seed, folder, p=p: reward(p, seed, folder) for p in THRESHOLDS})
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_the_reward_rises_in_bfloat16_and_the_gap_between_sampler_and_learner_is_logged(tmp_path, seed):
+    cfg = config(tmp_path, seed)
+    _, metrics = toy.run(group, replace(cfg, optim=replace(cfg.optim, precision="bfloat16")), tmp_path / "run")
+    assert sum(m["reward_mean"] for m in metrics[-3:]) / 3 > THRESHOLDS["grpo"]
+    assert all(1e-6 < m["sampler_gap_mean"] < 0.05 for m in metrics)
