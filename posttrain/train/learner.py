@@ -124,13 +124,13 @@ class Learner:
         optimizer: torch.optim.Optimizer | None = None,
     ):
         """tokenizer: written beside the weights. optimizer: instead of AdamW; the schedule scales its `initial_lr`s."""
-        if dist.world() > 1:
-            from posttrain.scale.distributed import shard
-
-            model = shard(model)
         decoder = getattr(model, "decoder", model)  # of a scalar model
         decoder.products = torch.bfloat16 if optim.precision == "bfloat16" else None
         decoder.recompute = optim.recompute
+        if dist.world() > 1:  # last: whole copies of a sharded model are as it is now
+            from posttrain.scale.distributed import shard
+
+            model = shard(model)
         self.model, self.optim, self.total, self.tokenizer, self.version = model, optim, total, tokenizer, 0
         self.first: Check | None = None
         """That the first step changed the weights; None before it, and in a resumed run."""

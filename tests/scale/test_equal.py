@@ -60,6 +60,7 @@ def of_adapters(folder: Path):
 
 CASES = {
     "sft": of_sft,
+    "recompute": lambda folder: replace(of_sft(folder), optim=Optim(lr=1e-2, recompute=True)),
     "dpo": lambda folder: of_preference(folder, "dpo"),
     "rpo": lambda folder: of_preference(folder, "rpo"),  # two terms, with two averages
     "aot": lambda folder: of_preference(folder, "aot"),  # couples the pairs of a step
@@ -83,7 +84,7 @@ def watched(dtype: torch.dtype, steps: list[dict], given: list[dict] | None) -> 
     real_init, real_step = Learner.__init__, Learner.step
 
     def init(self, model, optim, *args, **more):
-        real_init(self, model.to(dtype), replace(OPTIM, lr=optim.lr), *args, **more)
+        real_init(self, model.to(dtype), replace(OPTIM, lr=optim.lr, recompute=optim.recompute), *args, **more)
 
     def step(self, part):
         if given is not None:

@@ -172,8 +172,9 @@ def _broken_in_one() -> None:
 def _copies() -> None:
     """References and samplers hold all weights; a sampler's copy moves with the learner, a reference does not."""
     model = Decoder(CFG).initialise(0)
-    learner = Learner(model, Optim(lr=1e-2), total=1)
+    learner = Learner(model, Optim(lr=1e-2, precision="bfloat16"), total=1)
     reference, sampler = frozen_copy(model), TorchSampler(model)
+    assert reference.products is sampler.model.products is model.products is torch.bfloat16
     learner.step(Part(rows([5, 6, 9, 4]), learn))
     sampler.update(learner)
     start = list(Decoder(CFG).initialise(0).parameters())
