@@ -104,15 +104,13 @@ def lacking_memory(error: BaseException, folder: Path) -> OutOfMemory | None:
     """OutOfMemory for an error that nobody has told what it was about, in the run of a folder; None for any other."""
     if isinstance(error, OutOfMemory) or not is_out_of_memory(error):
         return None
-    return out_of_memory(
-        error, f"there is not enough memory. `posttrain plan {folder}` shows what needs how much, and what to set."
-    )
+    return out_of_memory(error, f"`posttrain plan {folder}` shows what needs how much, and what to set.")
 
 
 def out_of_memory(error: BaseException, what: str) -> OutOfMemory:
-    """The error to raise. what: how large the work was and what to set, as sentences."""
+    """The error to raise. what: how large the work was and what to set, in sentences."""
     reason = (str(error).splitlines() or [type(error).__name__])[0].rpartition("] . ")[2]
-    return OutOfMemory(f"{what} What was checkpointed is intact. (The system said: {reason})")
+    return OutOfMemory(f"not enough memory. {what} What was checkpointed is intact. (The system said: {reason})")
 
 
 def amount(n: float) -> str:
