@@ -126,7 +126,7 @@ def demand(cfg: Config, rows: Rows, model: nn.Module) -> Demand:
     """What the largest step needs: the longest prompt, under answers of full length."""
     batch, sampling = rollouts(cfg, rows, model)
     policy = Trained(name="policy", model=model, batch=batch, rows=-(-cfg.prompts // cfg.minibatches) * cfg.group_size,
-                     needs=("logp", "entropy"), micro_tokens=cfg.optim.micro_tokens)  # fmt: skip
+                     needs=("logp", "entropy"), optim=cfg.optim)  # fmt: skip
     return Demand(
         trained=(policy,),
         references=(model,) * cfg.objective.needs_reference,

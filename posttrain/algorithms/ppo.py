@@ -135,10 +135,11 @@ def demand(cfg: Config, rows: Rows, model: nn.Module, critic: nn.Module) -> Dema
     batch, sampling = rollouts(cfg, rows, model)
     same = {"batch": batch, "rows": -(-cfg.prompts // cfg.minibatches) * cfg.group_size}
     trained = (
-        Trained(name="critic", model=critic, needs=("values",), micro_tokens=cfg.critic_optim.micro_tokens,
-                setting="critic_optim.micro_tokens", **same),
-        Trained(name="policy", model=model, needs=NEEDS, micro_tokens=cfg.optim.micro_tokens, **same),
-    )  # fmt: skip
+        Trained(
+            name="critic", model=critic, needs=("values",), optim=cfg.critic_optim, settings="critic_optim", **same
+        ),
+        Trained(name="policy", model=model, needs=NEEDS, optim=cfg.optim, **same),
+    )
     return Demand(
         trained=trained,
         references=(model,) * cfg.objective.needs_reference,

@@ -22,7 +22,7 @@ from posttrain.train.machine import Machine, amount, machine
 from posttrain.train.memory import cache_bytes, decoding_bytes, first_piece, saved, sizes, too_large, weight_bytes
 
 if TYPE_CHECKING:
-    from posttrain.train.learner import Learner
+    from posttrain.train.learner import Learner, Optim
     from posttrain.train.run import Run
 
 
@@ -44,13 +44,13 @@ class Trained:
     """Outputs that the loss takes."""
     together: Together = "row"
     """What it needs side by side."""
-    micro_tokens: int | None
-    setting: str = "optim.micro_tokens"
-    """The name of that field in the config."""
+    optim: "Optim"
+    settings: str = "optim"
+    """Where these stand in the config."""
 
     def piece(self) -> tuple[TokenBatch, int]:
         """The largest micro-batch, and how many there are in the batch."""
-        return first_piece(self.batch, self.micro_tokens, self.together)
+        return first_piece(self.batch, self.optim.micro_tokens, self.together)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,7 +115,8 @@ def moments(demand: Demand) -> list[Moment]:
     found = []
     if demand.sampling:
         base["cache"] = cache_bytes(demand.sampling.model, demand.sampling.slots, demand.sampling.length)
-        base["decoding"] = decoding_bytes(demand.sampling.model)
+        precision = demand.trained[-1].optim.precision
+        base["decoding"] = decoding_bytes(demand.sampling.model, precision)
         sampling = {"gradients": sum(gradients.values()), "sampling": _sampling_bytes(demand.sampling)}
         found.append(Moment("rollout", base | sampling))
     for t in demand.trained:
@@ -136,7 +137,7 @@ def _backward(t: Trained, base: dict[str, int], others: int, own: int) -> Moment
     """The highest point of a forward and backward pass: where it begins, or where all gradients are there."""
     piece, n = t.piece()
     size = sizes(piece)
-    s = saved(t.model, size, t.needs)
+    s = saved(t.model, size, t.needs, precision=t.optim.precision, recompute=t.optim.recompute)
     rows = memory.CELL * t.rows * size.longest + memory.CELL_WORK * size.rows * size.longest
     parts = {"layers": s.layers, "attention": s.attention, "head": s.head, "passing": s.passing, "rows": rows}
     begin = base | {"gradients": others + own * (n > 1)} | parts
@@ -164,14 +165,14 @@ def _sampling_bytes(s: Sampling) -> int:
 def longest_rows(name: str, model: nn.Module, rows: Rows, cfg: Any) -> Trained:
     """What learns from the longest rows. cfg: has `batch_size` and `optim`."""
     batch = collate(sorted(rows.train, key=lambda s: -len(s.tokens))[: cfg.batch_size])
-    return Trained(name=name, model=model, batch=batch, rows=cfg.batch_size, micro_tokens=cfg.optim.micro_tokens)
+    return Trained(name=name, model=model, batch=batch, rows=cfg.batch_size, optim=cfg.optim)
 
 
 def longest_pairs(name: str, model: nn.Module, rows: Rows, cfg: Any, needs: tuple[str, ...]) -> Trained:
     """What learns from the longest pairs. cfg: has `batch_size` and `optim`."""
     chosen = sorted((r.pair for r in rows.train), key=lambda pair: -max(len(s.tokens) for s in pair))[: cfg.batch_size]
     return Trained(name=name, model=model, batch=collate_pairs(chosen), rows=2 * cfg.batch_size, needs=needs,
-                   together="group", micro_tokens=cfg.optim.micro_tokens)  # fmt: skip
+                   together="group", optim=cfg.optim)  # fmt: skip
 
 
 def rollouts(cfg: Any, rows: Rows, model: nn.Module) -> tuple[TokenBatch, Sampling]:
@@ -223,7 +224,9 @@ def check_fits(demand: Demand, here: Machine | None = None) -> None:
     needed = highest.total - highest.parts["weights"] - highest.parts["reference"]
     if here is None or needed <= here.free:
         return
-    largest = " ".join(too_large(t.batch, t.micro_tokens, t.together, t.setting) for t in demand.trained)
+    largest = " ".join(
+        too_large(t.batch, t.optim.micro_tokens, t.together, f"{t.settings}.micro_tokens") for t in demand.trained
+    )
     raise OutOfMemory(
         f"the {highest.name} would need about {amount(needed)} beside the weights, and of {amount(here.total)} "
         f"{here.name} only {amount(here.free)} are free. {largest} `posttrain plan` with this config shows what each "
@@ -247,7 +250,9 @@ def _changes(cfg: Any, demand: Demand) -> Iterator[tuple[str, Any]]:
         unit = 2 * size.longest if t.together == "group" else size.longest
         for tokens in sorted({max(unit, size.real // 2), unit}, reverse=True):
             if tokens < size.real:
-                yield t.setting, tokens
+                yield f"{t.settings}.micro_tokens", tokens
+        if not t.optim.recompute:
+            yield f"{t.settings}.recompute", True
     if not cfg.lora.rank:
         yield "lora.rank", 16
     for name in ("prompts", "batch_size"):

@@ -9,7 +9,7 @@ A run has a few moments at which much is alive; each is a sum of named parts, an
 
 from collections.abc import Sequence
 from inspect import signature
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import nn
@@ -88,13 +88,13 @@ def cache_bytes(model: nn.Module, slots: int, length: int) -> int:
     return numbers * model.norm.weight.element_size()
 
 
-def decoding_bytes(model: nn.Module) -> int:
+def decoding_bytes(model: nn.Module, precision: str = "float32") -> int:
     """Bytes of the sampler's own copy of all matrices, adapters merged (`models/decoding.py`)."""
     cfg = model.cfg
     linears = [m for m in model.layers[0].modules() if isinstance(m, (nn.Linear, LoraLinear))]
     layer = sum(m.weight.numel() + (0 if m.bias is None else m.bias.numel()) for m in linears)
     numbers = cfg.num_hidden_layers * layer + cfg.vocab_size * cfg.hidden_size
-    return numbers * model.norm.weight.element_size()
+    return numbers * (2 if precision == "bfloat16" else model.norm.weight.element_size())
 
 
 class Saved(NamedTuple):
@@ -115,32 +115,43 @@ class Saved(NamedTuple):
         return self.layers + self.attention + self.head
 
 
-def saved(model: nn.Module, size: Sizes, needs: Sequence[str]) -> Saved:
+def saved(
+    model: nn.Module,
+    size: Sizes,
+    needs: Sequence[str],
+    *,
+    precision: Literal["float32", "bfloat16"] = "float32",
+    recompute: bool = False,
+) -> Saved:
     """The memory of one forward and backward pass, beside weights and their gradients.
 
     Per layer and token, with D = hidden size, F = that of the MLP, H and K heads of d numbers: the stream twice, each
     norm's rescaled input and its result, queries and keys around their own norms, attention's result, and four times F
-    around the gate. Inputs of products whose weights are frozen are not kept.
+    around the gate. Inputs of products whose weights are frozen are not kept. Products in bfloat16 keep their inputs
+    and their weights in it; recomputed layers keep the stream alone, but for the one that is walked back.
     """
     decoder = getattr(model, "decoder", model)
     cfg, layer = decoder.cfg, decoder.layers[0]
     e = decoder.norm.weight.element_size()
-    d_model, wide, d = cfg.hidden_size, cfg.intermediate_size, cfg.head_dim
+    p = min(e, 2) if precision == "bfloat16" else e
+    d_model, wide, d, n = cfg.hidden_size, cfg.intermediate_size, cfg.head_dim, cfg.num_hidden_layers
     queries, keys = cfg.num_attention_heads * d, cfg.num_key_value_heads * d
-    n = cfg.num_hidden_layers
-    layers = n * size.tokens * e * _per_token(layer, cfg)
-    layers += size.tokens * (e * (2 * d + 2 * d_model + 1) + 3 * INDEX)  # angles, the last norm, places
-    attention = n * size.cells * (e * 2 * (queries + keys) + 4 * cfg.num_attention_heads) + size.cells * INDEX
+    norms, products = _per_token(layer, cfg)
+    inner = size.tokens * (e * norms + p * products) + p * _product_weights(layer) * (p != e)
+    grids = size.cells * (e * 2 * (queries + keys) + 4 * cfg.num_attention_heads)
+    layers = n * (size.tokens * d_model * e if recompute else inner)
+    layers += size.tokens * (p * 2 * d + e * (2 * d_model + 1) + 3 * INDEX)  # angles, the last norm, places
+    attention = n * grids * (not recompute) + size.cells * INDEX
     if "values" in needs:
         head, at_head, slope = size.tokens * d_model * e, size.tokens * d_model * e, 0
     else:
         head, at_head, slope = _head(decoder, size, needs)
-    after = size.tokens * e * (2 * wide + d_model) + slope - head
+    after = size.tokens * (p * 2 * wide + e * d_model) + (inner + grids) * recompute + slope - head
     return Saved(layers, attention, head, max(at_head, after, 0))
 
 
-def _per_token(layer: nn.Module, cfg) -> int:
-    """Numbers that a layer keeps for each token."""
+def _per_token(layer: nn.Module, cfg) -> tuple[int, int]:
+    """Numbers that a layer keeps for each token: around its norms, and around its products."""
     attention, mlp = layer.self_attn, layer.mlp
     linears = [m for m in layer.modules() if isinstance(m, (nn.Linear, LoraLinear))]
 
@@ -151,14 +162,19 @@ def _per_token(layer: nn.Module, cfg) -> int:
         return numbers * (1 + kept(module)) + heads
 
     d_model, wide, d = cfg.hidden_size, cfg.intermediate_size, cfg.head_dim
-    found = norm(layer.input_layernorm, d_model) + norm(layer.post_attention_layernorm, d_model)
+    norms = norm(layer.input_layernorm, d_model) + norm(layer.post_attention_layernorm, d_model)
     for module, heads in ((attention.q_norm, cfg.num_attention_heads), (attention.k_norm, cfg.num_key_value_heads)):
-        found += norm(module, heads * d, heads) if module is not None else 0
-    found += d_model * kept(attention.q_proj, attention.k_proj, attention.v_proj)
-    found += cfg.num_attention_heads * d * kept(attention.o_proj)
-    found += d_model * kept(mlp.gate_proj, mlp.up_proj)
-    found += 3 * wide + wide * kept(mlp.down_proj)
-    return found + sum(len(m.lora_A) for m in linears if isinstance(m, LoraLinear))
+        norms += norm(module, heads * d, heads) if module is not None else 0
+    products = d_model * kept(attention.q_proj, attention.k_proj, attention.v_proj)
+    products += cfg.num_attention_heads * d * kept(attention.o_proj)
+    products += d_model * kept(mlp.gate_proj, mlp.up_proj)
+    products += 3 * wide + wide * kept(mlp.down_proj)
+    return norms, products + sum(len(m.lora_A) for m in linears if isinstance(m, LoraLinear))
+
+
+def _product_weights(layer: nn.Module) -> int:
+    """Numbers in the matrices of a layer, those of adapters among them."""
+    return sum(p.numel() for p in layer.parameters() if p.dim() == 2)
 
 
 def _head(decoder: nn.Module, size: Sizes, needs: Sequence[str]) -> tuple[int, int, int]:

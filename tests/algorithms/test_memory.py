@@ -29,11 +29,16 @@ CASES = {
     "scalar head": {"needs": ("values",)},
     "adapters": {"lora": Lora(rank=8), "num_hidden_layers": 6},
     "adapters on two projections": {"lora": Lora(rank=8, targets=("q_proj", "v_proj")), "num_hidden_layers": 6},
+    "bfloat16": {"optim": {"precision": "bfloat16"}, "num_hidden_layers": 6},
+    "bfloat16, llama": {"optim": {"precision": "bfloat16"}, "model_type": "llama", "num_key_value_heads": 4},
+    "bfloat16, adapters": {"optim": {"precision": "bfloat16"}, "lora": Lora(rank=8), "num_hidden_layers": 6},
+    "recomputed": {"optim": {"recompute": True}, "num_hidden_layers": 6},
+    "recomputed, bfloat16": {"optim": {"recompute": True, "precision": "bfloat16"}, "num_hidden_layers": 6},
     "rows of an embedding": {"lora": Lora(rank=8), "num_hidden_layers": 6, "marks": (3, 4)},
 }
 
 
-def made(needs=("logp",), lora=None, marks=(), **changes):
+def made(needs=("logp",), lora=None, marks=(), optim=None, **changes):
     """A random model."""
     shape = {
         "vocab_size": 211, "hidden_size": 64, "intermediate_size": 160, "num_hidden_layers": 2,
@@ -65,29 +70,30 @@ def loss(out, b):
 
 @pytest.mark.parametrize("case", CASES)
 def test_a_forward_pass_keeps_what_the_formula_counts(case):
-    needs = CASES[case].get("needs", ("logp",))
+    needs, optim = CASES[case].get("needs", ("logp",)), CASES[case].get("optim", {})
     batch = weigh(collate(segments(8, 60)), Average("token"))
     with LiveBytes() as live:
         model = made(**CASES[case])
+        Learner(model, Optim(**optim), total=1)  # sets the model's precision
         before = live.now
         terms, _ = loss(forward(model, batch, needs), batch)
         counted = live.now - before
-    predicted = saved(model, sizes(batch), needs).kept
+    predicted = saved(model, sizes(batch), needs, **optim).kept
     assert terms and 0.97 < predicted / counted < 1.04
 
 
 @pytest.mark.parametrize("micro", [None, 200])
 @pytest.mark.parametrize("case", CASES)
 def test_a_step_holds_what_the_formulas_count(case, micro):
-    needs = CASES[case].get("needs", ("logp",))
+    needs, optim = CASES[case].get("needs", ("logp",)), CASES[case].get("optim", {})
     batch = weigh(collate(segments(8, 60)), Average("token"))
     with LiveBytes() as live:
         model = made(**CASES[case])
-        learner = Learner(model, Optim(micro_tokens=micro), total=3)
+        learner = Learner(model, Optim(micro_tokens=micro, **optim), total=3)
         for _ in range(2):  # the moments are there from the second step on
             live.peak = 0
             learner.step(Part(batch, loss, needs))
-    trained = Trained(name="policy", model=model, batch=batch, rows=8, needs=needs, micro_tokens=micro)
+    trained = Trained(name="policy", model=model, batch=batch, rows=8, needs=needs, optim=learner.optim)
     assert 0.95 < peak(Demand(trained=(trained,))).total / live.peak < 1.1
 
 
@@ -99,7 +105,7 @@ def test_where_gradients_are_larger_than_activations_the_end_of_the_backward_pas
         for _ in range(2):
             live.peak = 0
             learner.step(Part(batch, loss))
-    trained = Trained(name="policy", model=model, batch=batch, rows=4, micro_tokens=None)
+    trained = Trained(name="policy", model=model, batch=batch, rows=4, optim=learner.optim)
     assert 0.95 < peak(Demand(trained=(trained,))).total / live.peak < 1.1
 
 
@@ -142,10 +148,10 @@ def test_pairs_share_their_prompt_and_rows_that_may_come_apart_do_not():
     prompt = tuple(range(20))
     rows = [Segment(tokens=(*prompt, *range(30 + i, 40 + i)), mask=(False,) * 20 + (True,) * 10) for i in range(8)]
     pairs = collate_pairs(list(zip(rows[::2], rows[1::2], strict=True)))
-    whole = Trained(name="", model=made(), batch=pairs, rows=8, micro_tokens=60, together="group")
+    whole = Trained(name="", model=made(), batch=pairs, rows=8, optim=Optim(micro_tokens=60), together="group")
     piece, n = whole.piece()
     assert n == 4 and sizes(piece) == (2, 30, 60, 40, 60, 20)  # rows, longest, real, computed, cells, learned
-    apart = Trained(name="", model=made(), batch=pairs, rows=8, micro_tokens=60)
+    apart = Trained(name="", model=made(), batch=pairs, rows=8, optim=Optim(micro_tokens=60))
     assert apart.piece()[1] == 4 and sizes(apart.piece()[0]).tokens == 60
-    together = Trained(name="", model=made(), batch=pairs, rows=8, micro_tokens=None)
+    together = Trained(name="", model=made(), batch=pairs, rows=8, optim=Optim(micro_tokens=None))
     assert sizes(together.piece()[0]).tokens == 160
