@@ -108,6 +108,39 @@ def _yarn(cfg: ModelConfig, scaling: dict[str, Any], freq: Tensor) -> tuple[Tens
     return freq / factor * ramp + freq * (1 - ramp), gain
 
 
+class _Normalise(torch.autograd.Function):
+    """RMSNorm that keeps its input and one number per row for the backward, where autograd would keep three copies."""
+
+    @staticmethod
+    def forward(ctx, x, weight, eps):
+        scale = x.square().mean(-1, keepdim=True).add_(eps).rsqrt_()
+        ctx.save_for_backward(x, weight, scale)
+        return (x * scale).mul_(weight)
+
+    @staticmethod
+    def backward(ctx, grad):
+        x, weight, scale = ctx.saved_tensors
+        unit = x * scale
+        along = grad * unit
+        grad_weight = along.flatten(0, -2).sum(0) if ctx.needs_input_grad[1] else None
+        mean = (along @ weight)[..., None] / x.shape[-1]
+        return torch.addcmul(grad * weight, unit, mean, value=-1) * scale, grad_weight, None
+
+
+class _Gate(torch.autograd.Function):
+    """silu(gate) · up, keeping the two and not silu(gate)."""
+
+    @staticmethod
+    def forward(ctx, gate, up):
+        ctx.save_for_backward(gate, up)
+        return F.silu(gate).mul_(up)
+
+    @staticmethod
+    def backward(ctx, grad):
+        gate, up = ctx.saved_tensors
+        return torch.ops.aten.silu_backward(grad * up, gate), grad * F.silu(gate)
+
+
 class RMSNorm(nn.Module):
     """x / sqrt(mean(x²) + eps) · weight, over the last dimension (Zhang and Sennrich 2019)."""
 
@@ -122,7 +155,7 @@ class RMSNorm(nn.Module):
         if self.through_float32:
             y = x.float()
             return self.weight * (y * torch.rsqrt(y.square().mean(-1, keepdim=True) + self.eps)).to(x.dtype)
-        return F.rms_norm(x.to(self.weight.dtype), self.weight.shape, self.weight, self.eps)  # x may be a product's
+        return _Normalise.apply(x.to(self.weight.dtype), self.weight, self.eps)  # x may be a product's bfloat16
 
 
 class SelfAttention(nn.Module):
@@ -158,7 +191,7 @@ class MLP(nn.Module):
         self.down_proj = nn.Linear(cfg.intermediate_size, cfg.hidden_size, bias=cfg.mlp_bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+        return self.down_proj(_Gate.apply(self.gate_proj(x), self.up_proj(x)))
 
 
 class Layer(nn.Module):
