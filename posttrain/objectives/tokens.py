@@ -253,7 +253,7 @@ class _ChunkedHead(torch.autograd.Function):
         logp, lse = hidden.new_empty(rows), hidden.new_empty(rows)
         ent, sum_sq, mean, mean_logit = (hidden.new_empty(rows) if n in needs else None for n in _NEEDS[:4])
         top1 = hidden.new_empty(rows, dtype=torch.bool) if "top1" in needs else None
-        kept: list[tuple[Tensor, Tensor]] = []
+        kept: list[Tensor] = []
         room = _KEEP_BYTES * keep
         for n, i in enumerate(range(0, rows, chunk)):
             part = slice(i, i + chunk)
@@ -279,12 +279,12 @@ class _ChunkedHead(torch.autograd.Function):
             if sum_sq is not None:
                 sum_sq[part] = torch.linalg.vecdot(e, e) / total**2
             size = e.numel() * e.element_size()
-            if len(kept) == n and size <= room:  # the first ones, so that the backward finds them by position
+            if len(kept) == 2 * n and size <= room:  # the first ones, so that the backward finds them by position
                 room -= size
-                kept.append((e, total))
+                kept += e, total
             del z, e  # before the next chunk asks for its memory
-        ctx.chunk, ctx.kept = chunk, kept
-        ctx.save_for_backward(hidden, weight, targets, lse, ent)
+        ctx.chunk = chunk
+        ctx.save_for_backward(hidden, weight, targets, lse, ent, *kept)  # freed before the layers walk back
         ctx.set_materialize_grads(False)
         ctx.mark_non_differentiable(*(x for x in (sum_sq, mean_logit, top1) if x is not None))
         return logp, ent, sum_sq, mean, mean_logit, top1
@@ -292,7 +292,7 @@ class _ChunkedHead(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad_logp, grad_ent, _sum_sq, grad_mean, _mean_logit, _top1):
-        hidden, weight, targets, lse, ent = ctx.saved_tensors
+        hidden, weight, targets, lse, ent, *kept = ctx.saved_tensors
         needs_hidden, needs_weight = ctx.needs_input_grad[:2]
         grad_hidden = torch.zeros_like(hidden) if needs_hidden else None
         grad_weight = torch.zeros_like(weight) if needs_weight else None
@@ -300,8 +300,8 @@ class _ChunkedHead(torch.autograd.Function):
             return grad_hidden, grad_weight, None, None, None, None
         for n, i in enumerate(range(0, hidden.shape[0], ctx.chunk)):
             part = slice(i, i + ctx.chunk)
-            if n < len(ctx.kept):
-                e, total = ctx.kept[n]
+            if 2 * n < len(kept):
+                e, total = kept[2 * n : 2 * n + 2]
             else:
                 e, total = (hidden[part] @ weight.t()).sub_(lse[part, None]).exp_(), None
             scale = torch.zeros_like(lse[part]) if grad_logp is None else -grad_logp[part]

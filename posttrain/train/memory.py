@@ -125,10 +125,10 @@ def saved(
 ) -> Saved:
     """The memory of one forward and backward pass, beside weights and their gradients.
 
-    Per layer and token, with D = hidden size, F = that of the MLP, H and K heads of d numbers: the stream twice, each
-    norm's rescaled input and its result, queries and keys around their own norms, attention's result, and four times F
-    around the gate. Inputs of products whose weights are frozen are not kept. Products in bfloat16 keep their inputs
-    and their weights in it; recomputed layers keep the stream alone, but for the one that is walked back.
+    Per layer and token, with D = hidden size, F = that of the MLP, H and K heads of d numbers: the stream twice, what
+    the two norms make of it, queries and keys before their own norms, attention's result, and three times F around
+    the gate. Inputs of products whose weights are frozen are not kept. Products in bfloat16 keep their inputs and
+    their weights in it; recomputed layers keep the stream alone, but for the one that is walked back.
     """
     decoder = getattr(model, "decoder", model)
     cfg, layer = decoder.cfg, decoder.layers[0]
@@ -140,13 +140,13 @@ def saved(
     inner = size.tokens * (e * norms + p * products) + p * _product_weights(layer) * (p != e)
     grids = size.cells * (e * 2 * (queries + keys) + 4 * cfg.num_attention_heads)
     layers = n * (size.tokens * d_model * e if recompute else inner)
-    layers += size.tokens * (p * 2 * d + e * (2 * d_model + 1) + 3 * INDEX)  # angles, the last norm, places
+    layers += size.tokens * (p * 2 * d + e * (d_model + 1) + 3 * INDEX)  # angles, the last norm, places
     attention = n * grids * (not recompute) + size.cells * INDEX
     if "values" in needs:
         head, at_head, slope = size.tokens * d_model * e, size.tokens * d_model * e, 0
     else:
         head, at_head, slope = _head(decoder, size, needs)
-    after = size.tokens * (p * 2 * wide + e * d_model) + (inner + grids) * recompute + slope - head
+    after = size.tokens * (p * 3 * wide + e * d_model) + (inner + grids) * recompute + slope - head
     return Saved(layers, attention, head, max(at_head, after, 0))
 
 
@@ -158,17 +158,13 @@ def _per_token(layer: nn.Module, cfg) -> tuple[int, int]:
     def kept(*users: nn.Module) -> bool:
         return any(isinstance(m, LoraLinear) or m.weight.requires_grad for m in users)
 
-    def norm(module: nn.Module, numbers: int, heads: int = 1) -> int:
-        return numbers * (1 + kept(module)) + heads
-
     d_model, wide, d = cfg.hidden_size, cfg.intermediate_size, cfg.head_dim
-    norms = norm(layer.input_layernorm, d_model) + norm(layer.post_attention_layernorm, d_model)
-    for module, heads in ((attention.q_norm, cfg.num_attention_heads), (attention.k_norm, cfg.num_key_value_heads)):
-        norms += norm(module, heads * d, heads) if module is not None else 0
+    norms = 2 * (d_model + 1)
+    norms += (cfg.num_attention_heads + cfg.num_key_value_heads) * (d + 1) * (attention.q_norm is not None)
     products = d_model * kept(attention.q_proj, attention.k_proj, attention.v_proj)
     products += cfg.num_attention_heads * d * kept(attention.o_proj)
     products += d_model * kept(mlp.gate_proj, mlp.up_proj)
-    products += 3 * wide + wide * kept(mlp.down_proj)
+    products += 2 * wide + wide * kept(mlp.down_proj)
     return norms, products + sum(len(m.lora_A) for m in linears if isinstance(m, LoraLinear))
 
 
