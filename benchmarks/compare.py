@@ -76,6 +76,7 @@ def probe(key: dict, results: Results) -> None:
     """Both sides take a few steps from the same weights; Failed where one does less, or something else."""
     if results.find("probes", key):
         return
+    near = 1e-4 if key["precision"] == "float32" else 1e-2
     lines, steps = {}, 3 if key["job"] in LOSS_ALIKE else 1
     for side, setting in (("ours", "default"), ("theirs", "default")):
         with Worker(command(side, key, setting, steps=steps, warmup=0, seed=0, probe=True)) as worker:
@@ -86,7 +87,7 @@ def probe(key: dict, results: Results) -> None:
         if key["job"] in LOSS_ALIKE:
             if a["tokens"] != b["tokens"]:
                 wrong.append(f"step {a['step']} has {a['tokens']} tokens here and {b['tokens']} there")
-            if abs(a["loss"] - b["loss"]) > 1e-4 * abs(b["loss"]):
+            if abs(a["loss"] - b["loss"]) > near * abs(b["loss"]):
                 wrong.append(f"step {a['step']} has loss {a['loss']:.7g} here and {b['loss']:.7g} there")
         elif abs(a["tokens"] - b["tokens"]) > 0.05 * b["tokens"]:
             wrong.append(f"step {a['step']} has {a['tokens']} generated tokens here and {b['tokens']} there")
@@ -187,7 +188,7 @@ def missing(device: str) -> str | None:
         found.append(f"torch {torch.__version__} sees no CUDA GPU on this machine")
     from ours import lacking
 
-    found += filter(None, [lacking("sft", device, "float32")])
+    found += filter(None, [lacking(device)])
     return "\n".join(f"  - {x}" for x in found) if found else None
 
 

@@ -12,6 +12,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import inputs
@@ -78,15 +79,15 @@ class PacedRun(Run):
         return float(sum((now[name].detach() - w).double().square().sum() for name, w in self.start.items()) ** 0.5)
 
 
-def config(job: str, size: str, path: Path, steps: int, seed: int, threads: int):
+def config(job: str, size: str, path: Path, steps: int, seed: int, threads: int, precision: str):
     """The config of a job, as a user would write it."""
-    what = inputs.JOBS[job]
+    what, optim = inputs.JOBS[job], replace(OPTIM, precision=precision)
     common = {
         "model": str(inputs.model_folder(size, scalar=job == "rm")),
         "data": inputs.data(what.kind, path),
         "steps": steps,
         "eval_every": 0,
-        "optim": OPTIM,
+        "optim": optim,
         "run": RunConfig(seed=seed, threads=threads, save_every=10**9),
     }
     match job:
@@ -104,7 +105,7 @@ def config(job: str, size: str, path: Path, steps: int, seed: int, threads: int)
         case "rloo":
             return group.Config(**common, objective=PRESETS["rloo"])
         case _:
-            critic = {"epochs": what.epochs, "minibatches": 1, "critic_optim": OPTIM}
+            critic = {"epochs": what.epochs, "minibatches": 1, "critic_optim": optim}
             return ppo.Config(**common, **critic, objective=PRESETS["ppo"])
 
 
@@ -124,7 +125,7 @@ def time_reference(pace: Pace, rows_per_step: int) -> None:
 def train(job: str, args: argparse.Namespace, pace: Pace) -> None:
     """Run a training loop until compare.py has enough."""
     path, plan = inputs.data_files(args.size, job, args.steps, args.seed)
-    cfg = config(job, args.size, path, args.steps, args.seed, args.threads)
+    cfg = config(job, args.size, path, args.steps, args.seed, args.threads, args.precision)
     if job == "dpo":
         time_reference(pace, inputs.JOBS[job].rows)
     folder = Path(tempfile.mkdtemp(prefix="run-", dir=inputs.SCRATCH))
@@ -142,8 +143,8 @@ def sample(job: str, args: argparse.Namespace, pace: Pace) -> None:
     """Generate answers of fixed length, so many sequences at a time."""
     what, at_once = inputs.JOBS[job], int(job.removeprefix("sample-"))
     plan = read_plan(inputs.data_files(args.size, job, args.steps, args.seed)[1])
-    loaded = load(inputs.model_folder(args.size), dtype=getattr(torch, args.precision))
-    sampler = TorchSampler(loaded.model, slots=at_once)
+    loaded = load(inputs.model_folder(args.size))
+    sampler = TorchSampler(loaded.model, slots=at_once, dtype=getattr(torch, args.precision))
     pace.facts["parameters"] = sum(p.numel() for p in loaded.model.parameters())
     params = SamplingParams(max_tokens=what.answer)
     for step in range(args.steps):
@@ -171,19 +172,17 @@ def main() -> None:
     parser.add_argument("--precision", default="float32", choices=("float32", "bfloat16"))
     parser.add_argument("--probe", action="store_true", help="say losses and how far the weights moved")
     args = parser.parse_args()
-    if missing := lacking(args.job, args.device, args.precision):
+    if missing := lacking(args.device):
         sys.exit(missing)
     torch.set_num_threads(args.threads)
     pace = Pace(args.warmup, args.device)
     (sample if args.job.startswith("sample-") else train)(args.job, args, pace)
 
 
-def lacking(job: str, device: str, precision: str) -> str | None:
+def lacking(device: str) -> str | None:
     """What our package cannot do yet, in a sentence; None where it can."""
     if device != "cpu":
         return "posttrain cannot be put on a GPU yet: no config has a device, and `load` leaves the weights on the CPU"
-    if precision != "float32" and not job.startswith("sample-"):
-        return f"posttrain has no {precision} training yet: `Optim` has no precision"
     return None
 
 
