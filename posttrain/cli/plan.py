@@ -31,6 +31,8 @@ _TEXT = {
     "passing": "logits of a chunk, and gradients on their way",
     "sampling": "a pass over prompts, or the choice of tokens",
     "rows": "ids, masks, log-probabilities",
+    "unused": "pages that the allocator holds besides",
+    "process": "libraries that torch loads when it begins to train",
 }
 
 
@@ -98,7 +100,7 @@ def _config(words: list[str]) -> tuple[str, Any]:
 def _plan(name: str, cfg: Any, own: dict[str, float]) -> dict[str, Any]:
     """Everything that is known, as plain values."""
     from posttrain.algorithms.plan import demand, rows_of
-    from posttrain.train.demand import moments, remedies
+    from posttrain.train.demand import PROCESS, moments, remedies
     from posttrain.train.machine import Machine, machine
     from posttrain.train.memory import sizes, weight_bytes
 
@@ -131,7 +133,9 @@ def _plan(name: str, cfg: Any, own: dict[str, float]) -> dict[str, Any]:
         "steps": needed.steps,
         "updates_per_step": needed.updates,
         "trained": models,
-        "moments": [{"name": m.name, "bytes": m.total, "parts": m.parts} for m in found],
+        "moments": [
+            {"name": m.name, "bytes": m.total, "parts": m.parts, "unused": m.unused, "process": PROCESS} for m in found
+        ],
         "peak": {"moment": peak.name, "bytes": peak.total},
         "machine": here and here._asdict(),
         "fits": None if here is None else peak.total <= here.free,
@@ -166,7 +170,7 @@ def _show(found: dict[str, Any]) -> None:
     table.add_column("part")
     table.add_column("bytes", justify="right")
     table.add_column(f"at the highest moment: {highest['name']}")
-    for part, size in highest["parts"].items():
+    for part, size in {**highest["parts"], "unused": highest["unused"], "process": highest["process"]}.items():
         if size:
             table.add_row(part, amount(size), _TEXT[part])
     table.add_row("[bold]together", f"[bold]{amount(highest['bytes'])}", "")

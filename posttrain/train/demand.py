@@ -30,6 +30,14 @@ SLOTS: int = signature(TorchSampler).parameters["slots"].default
 """Sequences that the sampler decodes side by side."""
 
 
+LASTING = ("weights", "optimizer", "reference", "cache", "decoding")
+"""Parts that stay from step to step."""
+SLACK = 0.15
+"""Unused pages per byte that comes and goes: between 0.01 and 0.3 were measured with `benchmarks/memory.py`."""
+PROCESS = 90 * 2**20
+"""What torch loads when training begins: its optimizers import its compiler, and that a library of algebra."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Trained:
     """A model that a run trains."""
@@ -88,9 +96,19 @@ class Moment(NamedTuple):
     parts: dict[str, int]
 
     @property
-    def total(self) -> int:
-        """All parts together."""
+    def tensors(self) -> int:
+        """All parts together, as torch counts them."""
         return sum(self.parts.values())
+
+    @property
+    def unused(self) -> int:
+        """What the allocator holds besides: pages of freed tensors that the next ones did not fit into."""
+        return int(SLACK * sum(size for part, size in self.parts.items() if part not in LASTING))
+
+    @property
+    def total(self) -> int:
+        """What is taken from the machine."""
+        return self.tensors + self.unused + PROCESS
 
 
 class Remedy(NamedTuple):

@@ -94,7 +94,7 @@ def test_a_step_holds_what_the_formulas_count(case, micro):
             live.peak = 0
             learner.step(Part(batch, loss, needs))
     trained = Trained(name="policy", model=model, batch=batch, rows=8, needs=needs, optim=learner.optim)
-    assert 0.95 < peak(Demand(trained=(trained,))).total / live.peak < 1.1
+    assert 0.95 < peak(Demand(trained=(trained,))).tensors / live.peak < 1.1
 
 
 def test_where_gradients_are_larger_than_activations_the_end_of_the_backward_pass_counts():
@@ -106,7 +106,7 @@ def test_where_gradients_are_larger_than_activations_the_end_of_the_backward_pas
             live.peak = 0
             learner.step(Part(batch, loss))
     trained = Trained(name="policy", model=model, batch=batch, rows=4, optim=learner.optim)
-    assert 0.95 < peak(Demand(trained=(trained,))).total / live.peak < 1.1
+    assert 0.95 < peak(Demand(trained=(trained,))).tensors / live.peak < 1.1
 
 
 @pytest.mark.parametrize("lora", [None, Lora(rank=4)])
@@ -141,7 +141,7 @@ def test_a_run_holds_what_its_plan_says(method, micro, tmp_path):
     planned = demand(cfg, rows_of(cfg))
     with LiveBytes() as live:
         broad.run(method, cfg, tmp_path / "run")
-    assert 0.9 < peak(planned).total / live.peak < 1.15, [(m.name, m.parts) for m in moments(planned)]
+    assert 0.9 < peak(planned).tensors / live.peak < 1.15, [(m.name, m.parts) for m in moments(planned)]
 
 
 def test_pairs_share_their_prompt_and_rows_that_may_come_apart_do_not():
