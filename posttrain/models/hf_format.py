@@ -5,9 +5,12 @@ chat template and generation_config.json. What is written here opens with `trans
 the same logits. Writes go to a temporary folder that is renamed at the end, so a full disk or a kill leaves the old.
 """
 
+import contextlib
 import json
 import os
 import shutil
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -19,6 +22,7 @@ from posttrain import dist
 from posttrain.errors import ModelError
 from posttrain.models.decoder import Decoder, ModelConfig
 from posttrain.models.heads import ScalarModel
+from posttrain.models.lazy import Lazy
 from posttrain.models.lora import adapter_of
 
 _FAMILY = {"llama": "Llama", "qwen2": "Qwen2", "qwen3": "Qwen3"}
@@ -107,8 +111,8 @@ def config_json(cfg: ModelConfig, dtype: torch.dtype = torch.float32, *, scalar:
     }
 
 
-def read_weights(folder: Path) -> dict[str, Tensor]:
-    """All tensors of a folder's safetensors files, sharded or not, under Hugging Face's names.
+def read_weights(folder: Path) -> Mapping[str, Tensor]:
+    """The tensors of a folder's safetensors files, sharded or not, under Hugging Face's names; read when asked for.
 
     Raises ModelError if there are none, if the index names a shard that is missing, or if a file is damaged.
     """
@@ -127,17 +131,29 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
             else "Fetch the folder again, or give the folder that training wrote."
         )
         raise ModelError(f"{folder} lacks the weights {', '.join(missing)}. {hint}")
-    tensors: dict[str, Tensor] = {}
-    for name in names:
-        tensors |= read_tensors(folder / name)
-    return tensors
+    return Lazy({key: partial(_read, folder / name, key) for name in names for key in _keys(folder / name)})
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
     """All tensors of one safetensors file. Raises ModelError if it is damaged."""
+    return {key: _read(path, key) for key in _keys(path)}
+
+
+def _keys(path: Path) -> list[str]:
+    with _opened(path) as f:
+        return list(f.keys())
+
+
+def _read(path: Path, key: str) -> Tensor:
+    with _opened(path) as f:
+        return f.get_tensor(key)
+
+
+@contextlib.contextmanager
+def _opened(path: Path):
     try:
         with safe_open(path, framework="pt") as f:
-            return {key: f.get_tensor(key) for key in f.keys()}  # noqa: SIM118 - no dict
+            yield f
     except Exception as e:  # safetensors raises its own class, a plain OSError or a Rust panic by version
         raise ModelError(f"{path} cannot be read ({e}): it is damaged or cut off. Fetch it again.") from None
 
@@ -169,7 +185,7 @@ def copy_weights(model: Decoder | ScalarModel, folder: Path) -> None:
     copy_tensors(model, read_weights(folder), folder)
 
 
-def copy_tensors(model: Decoder | ScalarModel, have: dict[str, Tensor], folder: Path | str = "weights") -> None:
+def copy_tensors(model: Decoder | ScalarModel, have: Mapping[str, Tensor], folder: Path | str = "weights") -> None:
     """Copy tensors under Hugging Face's names into a model; `folder` is what errors call them.
 
     The head of a tied model may be among them, and is not read. ModelError if names or shapes do not fit.
@@ -191,11 +207,10 @@ def copy_tensors(model: Decoder | ScalarModel, have: dict[str, Tensor], folder: 
         )
     with torch.no_grad():
         for name, p in want.items():
-            if p.shape != have[name].shape:
-                raise ModelError(
-                    f"{folder}: {name} has shape {list(have[name].shape)}, the config wants {list(p.shape)}."
-                )
-            p.copy_(dist.like(have[name], p))
+            x = have[name]
+            if p.shape != x.shape:
+                raise ModelError(f"{folder}: {name} has shape {list(x.shape)}, the config wants {list(p.shape)}.")
+            p.copy_(dist.like(x, p))
 
 
 def hf_name(parameter: str) -> str:

@@ -6,6 +6,7 @@ fetched with huggingface_hub where that is installed; everything else works with
 """
 
 import copy
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -149,8 +150,8 @@ def load_model(folder: Path, *, dtype: torch.dtype = torch.float32) -> Decoder |
     return model
 
 
-def stored_weights(folder: Path) -> dict[str, Tensor]:
-    """The weights that `load_model` gives, under Hugging Face's names."""
+def stored_weights(folder: Path) -> Mapping[str, Tensor]:
+    """The weights that `load_model` gives, under Hugging Face's names, each read when it is asked for."""
     if not is_adapter(folder):
         return read_weights(folder)
     return {hf_name(name): p.detach() for name, p in load_model(folder).named_parameters()}

@@ -15,7 +15,7 @@ the sampler samples from.
 
 import copy
 import math
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from posttrain import dist, rng
 from posttrain.errors import ConfigError, ModelError, nearest
+from posttrain.models.lazy import Lazy
 
 HEADS = ("lm_head", "score")
 """Linear modules that never get an adapter: who computes logits or scores reads their weights, not their output."""
@@ -217,13 +218,16 @@ def without_adapters(model: nn.Module) -> nn.Module:
     return bare
 
 
-def movable_weights(model: nn.Module) -> dict[str, Tensor]:
-    """The weights that training may move, by their names in a model without adapters, with the updates merged in."""
+def movable_weights(model: nn.Module) -> Mapping[str, Tensor]:
+    """The weights that training may move, by their names in a model without adapters, with the updates merged in.
+
+    They are merged one by one, as they are asked for: a second copy of a model might not fit.
+    """
     if adapter_of(model) is None:
-        return {name: p.detach() for name, p in model.named_parameters()}
-    found = {f"{name}.weight": layer.merged().detach() for name, layer in adapted(model)}
-    found |= {f"{name}.weight": rows.weight.detach() for name, rows in trained_rows(model)}
-    return found | {name: p.detach() for name, p in model.named_parameters() if name.startswith("score.")}
+        return Lazy({name: p.detach for name, p in model.named_parameters()})
+    found = {f"{name}.weight": lambda layer=layer: layer.merged().detach() for name, layer in adapted(model)}
+    found |= {f"{name}.weight": lambda rows=rows: rows.weight.detach() for name, rows in trained_rows(model)}
+    return Lazy(found | {name: p.detach for name, p in model.named_parameters() if name.startswith("score.")})
 
 
 def _chosen(model: nn.Module, lora: Lora) -> list[str]:

@@ -7,7 +7,7 @@ when it is fatal. `posttrain doctor RUN` prints them. Fingerprints only read ten
 import hashlib
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -104,7 +104,7 @@ def fingerprint(named_tensors: Iterable[tuple[str, "Tensor"]]) -> dict[str, tupl
         hasher = hashes.setdefault(block, hashlib.blake2b(digest_size=8))
         hasher.update(name.encode())
         hasher.update(_bytes(value))
-        sums[block] = sums.get(block, 0.0) + float(value.double().sum())
+        sums[block] = sums.get(block, 0.0) + sum(float(part.sum()) for part in _doubles(value))
     return {block: (sums[block], hashes[block].hexdigest()) for block in sums}
 
 
@@ -143,13 +143,17 @@ def check_weights_synced(learner: Mapping[str, tuple[float, str]], sampler: Mapp
 
 
 def block_movement(before: Mapping[str, "Tensor"], after: Mapping[str, "Tensor"]) -> dict[str, float]:
-    """By how much each block moved: ‖after - before‖ / ‖before‖, in float64 (the plain norm where before is zero)."""
+    """By how much each block moved: ‖after - before‖ / ‖before‖, in float64 (the plain norm where before is zero).
+
+    Of names that only one of the two has nothing is said.
+    """
     moved: dict[str, list[float]] = {}
-    for name, old in before.items():
-        old64, new64 = old.detach().cpu().double(), after[name].detach().cpu().double()
-        sums = moved.setdefault(block_of(name), [0.0, 0.0])
-        sums[0] += float(((new64 - old64) ** 2).sum())
-        sums[1] += float((old64**2).sum())
+    for name in before:
+        if name in after:
+            sums = moved.setdefault(block_of(name), [0.0, 0.0])
+            for old, new in zip(_doubles(before[name]), _doubles(after[name]), strict=True):
+                sums[0] += float(((new - old) ** 2).sum())
+                sums[1] += float((old**2).sum())
     return {block: math.sqrt(d) / (math.sqrt(n) or 1.0) for block, (d, n) in moved.items()}
 
 
@@ -282,6 +286,11 @@ def watch_signal(
         state["best"] = signal.reward
     run.check(step, *(c for c in checks if not c.ok or step == 0))
     return signal
+
+
+def _doubles(tensor: "Tensor") -> Iterator["Tensor"]:
+    """The numbers in float64, four million at a time: a whole embedding would be gigabytes."""
+    return (part.cpu().double() for part in tensor.detach().flatten().split(2**22))
 
 
 def _bytes(tensor: "Tensor") -> memoryview:

@@ -8,6 +8,7 @@ a first pass over the whole step and are then exact as well.
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -19,6 +20,7 @@ from posttrain.batch import Together, TokenBatch
 from posttrain.errors import ConfigError, InvariantError, NonFiniteError
 from posttrain.models.attention import pack, packed_attention
 from posttrain.models.hf_format import copy_weights, hf_name, write_folder
+from posttrain.models.lazy import Lazy
 from posttrain.models.load import stored_weights
 from posttrain.models.lora import adapter_of, movable_weights
 from posttrain.models.peft_format import copy_adapter, write_adapter
@@ -285,13 +287,11 @@ class Learner:
 
     def moved_since(self, folder: Path) -> dict[str, float]:
         """By how much each block has moved from the weights in a folder, adapters merged: ‖now - then‖ / ‖then‖."""
-        now = {hf_name(name): dist.brought(w) for name, w in movable_weights(self.model).items()}
-
-        def movement() -> dict[str, float]:
-            then = stored_weights(folder)
-            return block_movement({name: then[name] for name in now if name in then}, now)
-
-        return dist.first(movement)
+        now = movable_weights(self.model)
+        if dist.world() > 1:  # all bring their shards at the same time
+            now = {name: dist.brought(w) for name, w in now.items()}
+        named = Lazy({hf_name(name): partial(now.__getitem__, name) for name in now})
+        return dist.first(lambda: block_movement(stored_weights(folder), named))
 
     def state(self) -> dict[str, Any]:
         """Everything but the weights that the next step depends on."""

@@ -9,12 +9,14 @@ from posttrain.algorithms.plan import demand, rows_of
 from posttrain.batch import collate, collate_pairs, weigh
 from posttrain.models.decoder import Decoder, ModelConfig
 from posttrain.models.heads import ScalarModel
+from posttrain.models.hf_format import save_folder
 from posttrain.models.lora import Lora, add_adapters
 from posttrain.objectives.average import Average
 from posttrain.records import Segment
 from posttrain.sample.base import SamplingParams
 from posttrain.sample.torch import TorchSampler
 from posttrain.train.demand import Demand, Trained, moments, peak
+from posttrain.train.invariants import fingerprint
 from posttrain.train.learner import Learner, Optim, Part, Term, forward
 from posttrain.train.memory import cache_bytes, decoding_bytes, saved, sizes, weight_bytes
 
@@ -155,3 +157,19 @@ def test_pairs_share_their_prompt_and_rows_that_may_come_apart_do_not():
     assert apart.piece()[1] == 4 and sizes(apart.piece()[0]).tokens == 60
     together = Trained(name="", model=made(), batch=pairs, rows=8, optim=Optim(micro_tokens=None))
     assert sizes(together.piece()[0]).tokens == 160
+
+
+@pytest.mark.parametrize("lora", [None, Lora(rank=4)])
+def test_the_checks_of_a_run_hold_no_second_model(tmp_path, lora):
+    """What moved since the start, adapters merged, and whether the first step changed anything."""
+    with LiveBytes() as live:
+        model = made(num_hidden_layers=20)
+        save_folder(model, tmp_path / "start")
+        model = model if lora is None else add_adapters(model, lora, base="x", seed=0)
+        learner = Learner(model, Optim(), total=3)
+        learner.step(Part(weigh(collate(segments(2, 12)), Average("token")), loss))
+        before = live.peak = live.now
+        moved = learner.moved_since(tmp_path / "start")
+        fingerprint(model.named_parameters())
+    assert len(moved) == (22 if lora is None else 20) and all(moved[f"layers.{i}"] > 0 for i in range(20))
+    assert live.peak - before < 0.3 * weight_bytes(model)

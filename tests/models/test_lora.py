@@ -320,7 +320,7 @@ def test_what_training_may_move():
     model = with_lora(lora=Lora(rank=2, targets=("q_proj",)))
     assert [n.removesuffix(".weight") for n in movable_weights(model)] == [name for name, _ in adapted(model)]
     assert movable_weights(decoder()).keys() == dict(decoder().named_parameters()).keys()
-    before = movable_weights(model)
+    before = dict(movable_weights(model))
     after = movable_weights(awake(model))
     assert all(not torch.equal(before[n], after[n]) for n in before)
 
