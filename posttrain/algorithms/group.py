@@ -63,6 +63,8 @@ class Config:
     """Optimizer steps per rollout, each on its share of the groups. More than one makes the ratio move away from 1."""
     sampling: SamplingParams = SamplingParams(max_tokens=64)
     """Temperature and length of the answers; stop ids come from the template."""
+    slots: int = field(default=128, metadata=MAY_CHANGE)
+    """Answers written side by side: bounds the sampler's memory; the others wait for a free place."""
     eval_every: int = field(default=25, metadata=MAY_CHANGE)
     """Steps between greedy evaluations on the held-out tasks. 0: none."""
     optim: Optim = Optim(lr=5e-4)
@@ -76,7 +78,7 @@ class Config:
 
     def __post_init__(self):
         problems = []
-        for name in ("prompts", "group_size", "steps", "minibatches"):
+        for name in ("prompts", "group_size", "steps", "minibatches", "slots"):
             if getattr(self, name) < 1:
                 problems.append(f"{name} = {getattr(self, name)} must be at least 1")
         if self.objective.needs_critic:
@@ -148,7 +150,7 @@ def train(cfg: Config, run: Run) -> Result:
     model = loaded.adapted(cfg.lora, run.seed(0, "lora"))
     policy = Learner(model, cfg.optim, cfg.steps * cfg.minibatches, tokenizer=loaded.chat_tokenizer)
     reference = frozen_start(policy.model) if cfg.objective.needs_reference else None
-    sampler = TorchSampler(policy.model)
+    sampler = TorchSampler(policy.model, slots=cfg.slots)
     state = run.load(
         {"policy": policy}, {**first_weights(cfg.objective), "baseline": 0.0, "weight": 0.0, "silent": 0, "best": None}
     )

@@ -86,6 +86,8 @@ class Config:
     """First steps that train only the critic."""
     sampling: SamplingParams = SamplingParams(max_tokens=64)
     """Temperature and length of the answers; stop ids come from the template."""
+    slots: int = field(default=128, metadata=MAY_CHANGE)
+    """Answers written side by side: bounds the sampler's memory; the others wait for a free place."""
     eval_every: int = field(default=25, metadata=MAY_CHANGE)
     """Steps between greedy evaluations on the held-out tasks. 0: none."""
     optim: Optim = Optim(lr=3e-4)
@@ -101,7 +103,7 @@ class Config:
 
     def __post_init__(self):
         problems = []
-        for name in ("prompts", "group_size", "steps", "epochs", "minibatches"):
+        for name in ("prompts", "group_size", "steps", "epochs", "minibatches", "slots"):
             if getattr(self, name) < 1:
                 problems.append(f"{name} = {getattr(self, name)} must be at least 1")
         if not self.objective.needs_critic:
@@ -163,7 +165,7 @@ def train(cfg: Config, run: Run) -> Result:
     policy = Learner(model, cfg.optim, updates, tokenizer=loaded.chat_tokenizer)
     critic = Learner(make_critic(cfg), cfg.critic_optim, updates, tokenizer=loaded.chat_tokenizer)
     reference = frozen_start(policy.model) if cfg.objective.needs_reference else None
-    sampler = TorchSampler(policy.model)
+    sampler = TorchSampler(policy.model, slots=cfg.slots)
     parts = {"policy": policy, "critic": critic}
     state = run.load(parts, {**first_weights(cfg.objective), "silent": 0, "best": None})
     sampler.update(policy)

@@ -160,7 +160,7 @@ def _show(found: dict[str, Any]) -> None:
         console.print(
             f"  {t['name']}: {t['parameters']:,} parameters, {t['trained']:,} trained. An update takes "
             f"{t['rows_per_update']} rows, at most {t['tokens_per_update_at_most']:,} tokens in "
-            f"{t['micro_batches_at_most']} micro-batches; the largest: {largest['rows']} rows of up to "
+            f"{t['micro_batches_at_most']} micro-batch(es); the largest: {largest['rows']} rows of up to "
             f"{largest['longest']} tokens, {largest['tokens']:,} computed, {largest['learned']:,} learned"
         )
     if not found["data_read"]:
@@ -191,4 +191,5 @@ def _show_fit(console: Any, found: dict[str, Any]) -> None:
         verdict = "[green]It fits" if found["fits"] else "[bold red]It does not fit"
         console.print(f"{verdict}[/]: {amount(here['free'])} of {amount(here['total'])} {here['name']} are free.")
     for r in found["remedies"]:
-        console.print(f"  {r['setting']}: {amount(r['less'])} less, {amount(r['peak'])} in all", markup=False)
+        fits = ", which fits" if here and not found["fits"] and r["peak"] <= here["free"] else ""
+        console.print(f"  {r['setting']}: {amount(r['less'])} less, {amount(r['peak'])} in all{fits}", markup=False)

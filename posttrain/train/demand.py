@@ -6,7 +6,6 @@ Each method tells its demand (`algorithms/*.py: demand`), from real models befor
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, is_dataclass, replace
-from inspect import signature
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -16,7 +15,6 @@ from posttrain.batch import Together, TokenBatch, collate, collate_pairs
 from posttrain.data.rows import Rows
 from posttrain.errors import OutOfMemory
 from posttrain.models.lora import adapter_of
-from posttrain.sample.torch import TorchSampler
 from posttrain.train import memory
 from posttrain.train.machine import Machine, amount, machine
 from posttrain.train.memory import cache_bytes, decoding_bytes, first_piece, saved, sizes, too_large, weight_bytes
@@ -24,10 +22,6 @@ from posttrain.train.memory import cache_bytes, decoding_bytes, first_piece, sav
 if TYPE_CHECKING:
     from posttrain.train.learner import Learner, Optim
     from posttrain.train.run import Run
-
-
-SLOTS: int = signature(TorchSampler).parameters["slots"].default
-"""Sequences that the sampler decodes side by side."""
 
 
 LASTING = ("weights", "optimizer", "reference", "cache", "decoding")
@@ -48,13 +42,13 @@ class Trained:
     """The largest optimizer step that the data can make, or enough of it to fill a micro-batch."""
     rows: int
     """Rows of an optimizer step."""
+    optim: "Optim"
     needs: tuple[str, ...] = ("logp",)
     """Outputs that the loss takes."""
     together: Together = "row"
     """What it needs side by side."""
-    optim: "Optim"
     settings: str = "optim"
-    """Where these stand in the config."""
+    """Where `optim` stands in the config."""
 
     def piece(self) -> tuple[TokenBatch, int]:
         """The largest micro-batch, and how many there are in the batch."""
@@ -194,7 +188,8 @@ def longest_pairs(name: str, model: nn.Module, rows: Rows, cfg: Any, needs: tupl
 def rollouts(cfg: Any, rows: Rows, model: nn.Module) -> tuple[TokenBatch, Sampling]:
     """The rows of a step in which all answers to the longest prompt are as long as they may be, and their sampler.
 
-    cfg: has `prompts`, `group_size`, `minibatches` and `sampling`. Of very large steps the first four million tokens.
+    cfg: has `prompts`, `group_size`, `minibatches`, `slots` and `sampling`. Of very large steps the first four million
+    tokens.
     """
     context = model.cfg.max_position_embeddings
     length, samples = min(rows.longest + cfg.sampling.max_tokens, context), cfg.group_size
@@ -209,7 +204,7 @@ def rollouts(cfg: Any, rows: Rows, model: nn.Module) -> tuple[TokenBatch, Sampli
         group=row // samples,
         temperature=torch.ones(n),
     )
-    slots = min(SLOTS, max(cfg.prompts * samples, len(rows.held)))
+    slots = min(cfg.slots, max(cfg.prompts * samples, len(rows.held)))
     width = min(-(-length // 64) * 64, context)
     return batch, Sampling(model=model, slots=slots, prompt=rows.longest, length=width)
 
@@ -251,12 +246,15 @@ def check_fits(demand: Demand, here: Machine | None = None) -> None:
 
 
 def remedies(cfg: Any, demand_of: Callable[[Any], Demand]) -> Iterator[Remedy]:
-    """Settings that would lower the highest moment, each taken alone. demand_of: from a changed config."""
+    """Settings that would lower the highest moment by a hundredth or more, each taken alone.
+
+    demand_of: from a changed config.
+    """
     before = demand_of(cfg)
     now = peak(before).total
     for key, value in _changes(cfg, before):
         then = peak(demand_of(_changed(cfg, key.split("."), value))).total
-        if then < now:
+        if then < 0.99 * now:
             yield Remedy(f"{key} = {value}".replace("True", "true"), then, now - then)
 
 
@@ -271,9 +269,8 @@ def _changes(cfg: Any, demand: Demand) -> Iterator[tuple[str, Any]]:
             yield f"{t.settings}.recompute", True
     if not cfg.lora.rank:
         yield "lora.rank", 16
-    for name in ("prompts", "batch_size"):
-        if getattr(cfg, name, 1) > 1 and (name != "prompts" or cfg.prompts // 2 >= cfg.minibatches):
-            yield name, getattr(cfg, name) // 2
+    if demand.sampling and demand.sampling.slots > 1:
+        yield "slots", demand.sampling.slots // 2
 
 
 def _changed(cfg: Any, keys: list[str], value: Any) -> Any:

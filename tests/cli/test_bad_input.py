@@ -195,7 +195,7 @@ def test_a_tokenizer_without_chat_template_and_the_remedy(capsys):
     [
         ("model.safetensors", "model lacks the weights model.safetensors"),
         ("tokenizer.json", "model has no tokenizer.json. Copy tokenizer.json and tokenizer_config.json"),
-        ("config.json", "model is neither a model folder (no config.json) nor a run"),
+        ("config.json", "model is neither a model folder (no config.json or adapter_config.json) nor a run"),
         ("*", 'there is no model "nix"'),
     ],
 )
