@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import nn
 
+from posttrain import dist
 from posttrain.batch import Together, TokenBatch, collate, collate_pairs
 from posttrain.data.rows import Rows
 from posttrain.errors import OutOfMemory
@@ -219,7 +220,7 @@ def probe(run: "Run", demand: Demand, *learners: "Learner") -> None:
     """
     if run.settings.probe == "off":
         return
-    check_fits(demand)
+    dist.first(lambda: check_fits(demand))
     if run.settings.probe == "step":
         for t, learner in zip(demand.trained, learners, strict=True):
             learner.probe(t.batch, t.needs, t.together)
@@ -228,11 +229,15 @@ def probe(run: "Run", demand: Demand, *learners: "Learner") -> None:
 def check_fits(demand: Demand, here: Machine | None = None) -> None:
     """Raise OutOfMemory if the highest moment needs more than there is beside the weights, which are loaded already.
 
+    Several processes on one machine share its memory; moments and gradients are cut over all processes of the run.
+
     here: the memory to compare with; default: that of the device that holds the first model.
     """
     here = here or machine(next(demand.trained[0].model.parameters()).device.type)
     highest = peak(demand)
     needed = highest.total - highest.parts["weights"] - highest.parts["reference"]
+    shards = highest.parts["optimizer"] + highest.parts["gradients"]
+    needed = (needed - shards + shards // dist.world()) * dist.local_world()
     if here is None or needed <= here.free:
         return
     largest = " ".join(
