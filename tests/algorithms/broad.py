@@ -63,7 +63,9 @@ def config(method: str, folder: Path, **changes: Any) -> Any:
     if method in ("group", "ppo"):
         (folder / "reward.py").write_text(REWARD)
         common |= {"reward": f"{folder / 'reward.py'}:last", "sampling": SamplingParams(max_tokens=ANSWER)}
-        common |= {"prompts": 10, "group_size": 4} if method == "group" else {"prompts": 40, "minibatches": 1}
+        common |= (
+            {"prompts": 10, "group_size": 4} if method == "group" else {"prompts": 40, "minibatches": 1, "epochs": 1}
+        )
     else:
         common |= {"batch_size": 40 if method == "sft" else 20}
     return METHODS[method].Config(**common | changes)

@@ -1,5 +1,7 @@
 """What a plan says a run holds in memory is what it holds: counted storage by storage while real steps are made."""
 
+from itertools import cycle
+
 import pytest
 import torch
 
@@ -84,8 +86,7 @@ def test_a_forward_pass_keeps_what_the_formula_counts(case):
     assert terms and 0.97 < predicted / counted < 1.04
 
 
-@pytest.mark.parametrize("micro", [None, 200])
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(("case", "micro"), list(zip(CASES, cycle((None, 200)), strict=False)))
 def test_a_step_holds_what_the_formulas_count(case, micro):
     needs, optim = CASES[case].get("needs", ("logp",)), CASES[case].get("optim", {})
     batch = weigh(collate(segments(8, 60)), Average("token"))
@@ -134,8 +135,7 @@ def test_the_sampler_holds_its_cache_and_its_matrices():
     assert 0.97 < predicted / counted < 1.03
 
 
-@pytest.mark.parametrize("micro", [16384, 600])
-@pytest.mark.parametrize("method", broad.METHODS)
+@pytest.mark.parametrize(("method", "micro"), [*((m, 600) for m in broad.METHODS), ("sft", 16384), ("group", 16384)])
 def test_a_run_holds_what_its_plan_says(method, micro, tmp_path):
     """From loading to the last check, by the true `train`, whose rows a plan only knows by their longest."""
     optim = {name: Optim(lr=1e-3, micro_tokens=micro) for name in ("optim", "critic_optim")[: 1 + (method == "ppo")]}
