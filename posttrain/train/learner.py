@@ -330,7 +330,7 @@ def forward(model: nn.Module, batch: TokenBatch, needs: tuple[Need, ...]) -> Out
     if "logp" in needs or wanted:
         rows, before, at = predicting(batch.mask)
         stats = logprobs_from_hidden(
-            hidden[packing.place[rows, before]],
+            hidden.index_select(0, packing.place[rows, before]),  # not hidden[...]: its backward adds in any order
             model.head_weight,
             batch.tokens[rows, at],
             temperature=batch.temperature[rows].to(hidden.dtype),
@@ -339,7 +339,8 @@ def forward(model: nn.Module, batch: TokenBatch, needs: tuple[Need, ...]) -> Out
         for name in ("logp", *wanted):
             found[name] = hidden.new_zeros(n, t).index_put((rows, at), getattr(stats, name))
     if "values" in needs:
-        found["values"] = masked(model.values(hidden)[packing.place], batch.attend)
+        values = model.values(hidden).index_select(0, packing.place.flatten()).view(n, t)
+        found["values"] = masked(values, batch.attend)
     return Outputs(**found)
 
 

@@ -13,7 +13,7 @@ from posttrain.models.heads import ScalarModel
 from posttrain.objectives.average import Average
 from posttrain.objectives.tokens import token_logprobs
 from posttrain.records import Segment
-from posttrain.train.learner import Learner, Optim, Outputs, Part, Term, outputs
+from posttrain.train.learner import Learner, Optim, Outputs, Part, Term, forward, outputs
 
 CFG = ModelConfig(
     vocab_size=31, hidden_size=16, intermediate_size=24, num_hidden_layers=2,
@@ -195,3 +195,31 @@ def test_state_and_weights_continue_bit_for_bit(tmp_path):
     run(second, 3)
     for a, b in zip(unbroken.model.parameters(), second.model.parameters(), strict=True):
         assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("name", ["policy", "value"])
+def test_two_threads_give_the_same_bits_every_time(name):
+    """Rows of a group share their prompt's states; what they send back must be added in one order."""
+    g = torch.Generator().manual_seed(0)
+    tokens = torch.cat((torch.full((800, 3), 5), torch.randint(0, 31, (800, 9), generator=g)), 1)
+    rows = [
+        Segment(tokens=tuple(row), mask=(False,) * 3 + (True,) * 9, logp=(math.nan,) * 3 + (-1.0,) * 9)
+        for row in tokens.tolist()
+    ]
+    b = weigh(collate(rows, group=[i // 16 for i in range(800)]), Average("sequence"))
+    b = b.with_(advantage=torch.randn(b.tokens.shape, generator=g))
+    model = Decoder(CFG).initialise(3)
+    model, loss, needs = (model, policy, ("logp",)) if name == "policy" else (ScalarModel(model), value, ("values",))
+    if name == "value":
+        torch.nn.init.normal_(model.score.weight, generator=g)
+    seen, threads = set(), torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        for _ in range(12):
+            model.zero_grad()
+            terms, _ = loss(forward(model, b, needs), b)
+            sum((w * v).sum() for _, v, w in terms).backward()
+            seen.add(b"".join(p.grad.numpy().tobytes() for p in model.parameters()))
+    finally:
+        torch.set_num_threads(threads)
+    assert len(seen) == 1
