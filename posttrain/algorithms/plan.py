@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from posttrain.algorithms import group, ppo, preference, reward_model, sft
+from posttrain.algorithms import best_of_n, group, ppo, preference, reward_model, sft
 from posttrain.data.rows import PairRow, Rows, demonstrations, pairs, room, tasks
 from posttrain.errors import ConfigError, DataError
 from posttrain.models.heads import ScalarModel
@@ -18,8 +18,8 @@ from posttrain.models.lora import add_adapters
 from posttrain.records import Segment
 from posttrain.train.demand import Demand
 
-_MODULES = {module.Config: module for module in (sft, reward_model, preference, group, ppo)}
-_READERS = {sft: demonstrations, reward_model: pairs, preference: pairs, group: tasks, ppo: tasks}
+_MODULES = {module.Config: module for module in (sft, reward_model, preference, group, ppo, best_of_n)}
+_READERS = {sft: demonstrations, reward_model: pairs, preference: pairs, group: tasks, ppo: tasks, best_of_n: tasks}
 
 
 def demand(cfg: Any, rows: Rows) -> Demand:

@@ -21,6 +21,7 @@ METHODS: dict[str, str] = {
     "reward_model": "a reward model from comparisons",
     "preference": "DPO and its relatives, from stored pairs",
     "group": "GRPO, DAPO, RLOO and their relatives: several answers per prompt, graded",
+    "best_of_n": "best-of-n, RAFT, rejection-sampling fine-tuning, distillation: sample, choose, fine-tune",
     "ppo": "PPO with a critic and a KL leash",
 }
 """Method -> its line in the help; the module is posttrain.algorithms.<method>."""

@@ -164,6 +164,12 @@ _ROWS = (
            "rises", 6, "down"),
     Metric("selected_share", "kept answers / sampled", "answers that passed the filter", "0.1 to 0.9",
            "near 0 or 1", 18),
+    Metric("selected_prompt_share", "prompts with a kept answer / prompts", "prompts that are learned from",
+           "near 1", "near 0: the hard prompts are left out, and stay hard", 18, "up"),
+    Metric("selected_reward", "mean r over kept answers", "reward of what is learned", "above reward_mean",
+           "equal to reward_mean: the choice selects nothing", 18, "up"),
+    Metric("distinct_share", "distinct answers / answers", "how varied the samples of one prompt are", "0.3 to 1",
+           "falls towards 1/n: all samples are the same answer", 18),
     # -- evaluation ---------------------------------------------------------------------------------------------------
     Metric("eval_loss", "as loss, held out", "loss on rows that are not trained on", "falls", "rises: overfitting", 5,
            "down"),

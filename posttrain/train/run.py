@@ -303,14 +303,17 @@ class Run:
             checkpoint.prune(self._checkpoints, self.settings.keep, self.settings.best)
         return self._latest
 
-    def finish(self, metrics: Mapping[str, Any] | None = None) -> Result:
-        """Write result.json, last of all, and return it. metrics: a final evaluation, (sum, count) or numbers."""
-        self.result = dist.first(lambda: self._conclude(metrics))
+    def finish(self, metrics: Mapping[str, Any] | None = None, model: Path | None = None) -> Result:
+        """Write result.json, last of all, and return it. metrics: a final evaluation, (sum, count) or numbers.
+
+        model: what the run made, where it lies elsewhere in its folder than in the last checkpoint.
+        """
+        self.result = dist.first(lambda: self._conclude(metrics, model or self._latest))
         return self.result
 
     # -- inside -------------------------------------------------------------------------------------------------------
 
-    def _conclude(self, metrics: Mapping[str, Any] | None) -> Result:
+    def _conclude(self, metrics: Mapping[str, Any] | None, model: Path | None) -> Result:
         final = self._last[1] | mean(metrics or {})
         for name in final:
             lookup(name)
@@ -325,14 +328,14 @@ class Run:
             "status": "finished",
             "steps": self.done,
             "metrics": final,
-            "checkpoint": self._latest and str(self._latest.relative_to(self.folder)),
+            "checkpoint": model and str(model.relative_to(self.folder)),
             "best": best and str(best.relative_to(self.folder)),
             "finished": provenance.now(),
         }
         (self.folder / "failed.json").unlink(missing_ok=True)
         self.note(f"finished after {self.done} steps  {headline(final)}")
         checkpoint.write_text(self.folder / "result.json", json.dumps(text, indent=1))
-        return Result(self.folder, self.done, final, self._latest, best)
+        return Result(self.folder, self.done, final, model, best)
 
     def _find_place(self) -> None:
         """Find the last checkpoint, and cut the files back to what they held when it was written."""
