@@ -9,7 +9,8 @@ from typing import Any
 
 from torch import nn
 
-from posttrain.algorithms import best_of_n, group, ppo, preference, reward_model, sft
+from posttrain.algorithms import best_of_n, group, ppo, preference, reinforce, reward_model, sft, vapo
+from posttrain.algorithms.onpolicy import make_critic
 from posttrain.data.rows import PairRow, Rows, demonstrations, pairs, room, tasks
 from posttrain.errors import ConfigError, DataError
 from posttrain.models.heads import ScalarModel
@@ -18,8 +19,11 @@ from posttrain.models.lora import add_adapters
 from posttrain.records import Segment
 from posttrain.train.demand import Demand
 
-_MODULES = {module.Config: module for module in (sft, reward_model, preference, group, ppo, best_of_n)}
-_READERS = {sft: demonstrations, reward_model: pairs, preference: pairs, group: tasks, ppo: tasks, best_of_n: tasks}
+_MODULES = {module.Config: module for module in (sft, reward_model, preference, group, reinforce, ppo, vapo, best_of_n)}
+_READERS = {
+    sft: demonstrations, reward_model: pairs, preference: pairs,
+    group: tasks, reinforce: tasks, ppo: tasks, vapo: tasks, best_of_n: tasks,
+}  # fmt: skip
 
 
 def demand(cfg: Any, rows: Rows) -> Demand:
@@ -59,4 +63,4 @@ def _models(cfg: Any) -> tuple[nn.Module, ...]:
     if isinstance(cfg, reward_model.Config) and not isinstance(model, ScalarModel):
         model = ScalarModel(model)
     adapted = add_adapters(model, cfg.lora, base=cfg.model, seed=0)
-    return (adapted, ppo.make_critic(cfg, described)) if isinstance(cfg, ppo.Config) else (adapted,)
+    return (adapted, make_critic(cfg, described)) if isinstance(cfg, (ppo.Config, vapo.Config)) else (adapted,)

@@ -21,8 +21,10 @@ METHODS: dict[str, str] = {
     "reward_model": "a reward model from comparisons",
     "preference": "DPO and its relatives, from stored pairs",
     "group": "GRPO, DAPO, RLOO and their relatives: several answers per prompt, graded",
+    "reinforce": "the plain policy gradient, with or without a baseline",
     "best_of_n": "best-of-n, RAFT, rejection-sampling fine-tuning, distillation: sample, choose, fine-tune",
     "ppo": "PPO with a critic and a KL leash",
+    "vapo": "PPO for long answers: a pre-trained critic, λ by length, and a loss on right answers",
 }
 """Method -> its line in the help; the module is posttrain.algorithms.<method>."""
 

@@ -5,8 +5,9 @@ from collections.abc import Callable, Sequence
 from posttrain.data.tasks import verify
 from posttrain.errors import ConfigError, nearest
 from posttrain.records import Score, Task, Trajectory
-from posttrain.rewards.base import Rewards, load_user_function
+from posttrain.rewards.base import GroupReward, Rewards, load_user_function
 from posttrain.rewards.exact import exact_match, exact_number
+from posttrain.rewards.model import PREFIX, ModelReward
 
 
 def verified(task: Task, trajectory: Trajectory) -> Score:
@@ -23,11 +24,13 @@ MENU: dict[str, Callable[[Task, Trajectory], Score]] = {
 
 
 def rewards_for(name: str, tasks: Sequence[Task]) -> Rewards:
-    """The rewards that `name` stands for: a menu word, "auto", or file.py:function.
+    """The rewards that `name` stands for: a menu word, "auto", model:FOLDER for a reward model, or file.py:function.
 
     "auto" takes the tasks' own verifier where they have one, else the exact number. Raises ConfigError for an unknown
     name, and where "auto" finds neither a verifier nor a gold answer.
     """
+    if name.startswith(PREFIX):
+        return {"model": (GroupReward(ModelReward(name.removeprefix(PREFIX))), 1.0)}
     if ":" in name:
         return {name.rpartition(":")[2]: (load_user_function(name), 1.0)}
     if name == "auto":

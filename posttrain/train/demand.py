@@ -81,6 +81,8 @@ class Demand:
     """Steps of the run, where it is known."""
     updates: int = 1
     """Optimizer steps of each model per step of the run."""
+    drops_gradients: bool = False
+    """Whether a model's gradients are freed after its step, so that they never stand beside another's."""
     words: str = ""
     """The rows of a step, such as "8 prompts x 16 samples"."""
 
@@ -132,12 +134,14 @@ def moments(demand: Demand) -> list[Moment]:
         base["cache"] = cache_bytes(demand.sampling.model, demand.sampling.slots, demand.sampling.length)
         precision = demand.trained[-1].optim.precision
         base["decoding"] = decoding_bytes(demand.sampling.model, precision)
-        sampling = {"gradients": sum(gradients.values()), "sampling": _sampling_bytes(demand.sampling)}
+        kept = 0 if demand.drops_gradients else sum(gradients.values())
+        sampling = {"gradients": kept, "sampling": _sampling_bytes(demand.sampling)}
         found.append(Moment("rollout", base | sampling))
     for t in demand.trained:
-        others = sum(gradients.values()) - gradients[t.name]  # kept until the other one's next step
+        others = 0 if demand.drops_gradients else sum(gradients.values()) - gradients[t.name]
         found.append(_backward(t, base, others, gradients[t.name]))
-    found.append(Moment("update", base | {"gradients": sum(gradients.values())}))
+    last = max(gradients.values()) if demand.drops_gradients else sum(gradients.values())
+    found.append(Moment("update", base | {"gradients": last}))
     return found
 
 

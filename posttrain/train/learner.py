@@ -221,6 +221,10 @@ class Learner:
         self.version += 1
         return metrics | {"loss": (loss, 1.0), "grad_norm": (float(norm), 1.0), "lr": (lr, 1.0)}
 
+    def drop_gradients(self) -> None:
+        """Free the last step's gradients, where another model is trained before the next one."""
+        self.optimizer.zero_grad(set_to_none=True)
+
     def _losses(self, part: Part) -> Iterator[tuple[Tensor, list[Term], Metrics]]:
         """Rows and terms of each micro-batch, with their graph."""
         pieces = part.batch.pieces(self.optim.micro_tokens, part.together)

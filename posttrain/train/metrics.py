@@ -70,6 +70,9 @@ _ROWS = (
            "0 at the start, then slowly up", "jumps", 2, "down"),
     Metric("kl_old", "mean k3(π ‖ π_old)", "how far this step has moved from the policy that began it", "below 0.02",
            "above 0.1: too many epochs or too high a learning rate", 13, "down"),
+    Metric("kl_ref_answer", "mean Σ_t log π/π_ref", "estimate k1 of kl(policy ‖ reference) per whole answer: what the "
+           "leash's controller steers", "grows from 0, or settles at kl.target", "negative for long, or without end",
+           14),
     Metric("kl_beta", "controller", "weight of the KL leash", "settles", "grows without end: the target is too tight",
            14),
     # -- policy gradients ---------------------------------------------------------------------------------------------
@@ -94,6 +97,10 @@ _ROWS = (
     Metric("advantage_mean", "mean A", "average advantage over learned tokens", "near 0", "far from 0: no baseline",
            12),
     Metric("advantage_std", "std A", "spread of advantages", "near 1 when whitened", "near 0", 12),
+    Metric("ptx_nll", "-mean log π(token)", "cross-entropy per token of the pre-training text that PPO-ptx mixes in",
+           "stays where it began", "rises: the policy forgets its language", 8, "down"),
+    Metric("positive_nll", "-mean log π(token)", "cross-entropy per token of the answers that were right (VAPO)",
+           "falls", "near 0 while reward_mean stands still: the policy repeats itself", 24, "down"),
     Metric("policy_loss", "Σ w · surrogate", "the surrogate, whose value is not progress", "near 0", "NaN", 13),
     Metric("kl_loss", "Σ w · β · KL", "the leash's share of the loss", "small next to the reward", "dominates", 14),
     Metric("minibatch_steps", "count", "optimizer steps made from one batch of samples", "as configured",
