@@ -45,7 +45,7 @@ class Objective:
     proximal: Proximal = Proximal()
     """A penalty for leaving the policy that began the step."""
     keep: Literal["all", "mixed"] = "all"
-    """mixed: only groups whose rewards differ (DAPO's dynamic sampling, without the refill)."""
+    """mixed: only groups whose rewards differ (DAPO's dynamic sampling; the loop draws others for the rest)."""
     mismatch: Mismatch = Mismatch()
     """Correction where the sampler's probabilities differ from the learner's."""
     entropy: Entropy = Entropy()

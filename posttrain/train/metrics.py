@@ -130,6 +130,12 @@ _ROWS = (
     Metric("tool_error_share", "failed calls / calls", "calls that the tool refused", "falls", "rises", 26, "down"),
     Metric("groups_kept_share", "kept / sampled", "groups that survived the filter", "above 0.3",
            "near 0: most sampling is thrown away", 24),
+    Metric("prompts_drawn", "count", "prompts sampled in this step until the batch was full, or draws ran out",
+           "near the batch's prompts", "at draws times prompts: the tasks are all solved, or all too hard", 24, "down"),
+    Metric("length_right", "mean tokens of answers of full marks", "tokens per right answer", "as the task asks",
+           "see length_wrong", 24),
+    Metric("length_wrong", "mean tokens of the other scored answers", "tokens per wrong answer", "near length_right",
+           "grows away from length_right: the average punishes long wrong answers too little", 24),
     # -- sampler against learner --------------------------------------------------------------------------------------
     Metric("sampler_gap_mean", "mean |logp_sampler - logp_learner|", "disagreement on the same tokens, same weights",
            "below 1e-4 in one process, below 0.01 across engines", "larger: stale weights or another temperature", 24,

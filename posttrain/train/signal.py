@@ -10,7 +10,7 @@ def scored(group: Group) -> list[float]:
 
 
 def with_variance(groups: list[Group]) -> list[Group]:
-    """Only the groups whose rewards differ: the others carry no gradient (DAPO's dynamic sampling, no refill)."""
+    """Only the groups whose rewards differ: the others carry no gradient (DAPO's dynamic sampling, before refill)."""
     return [g for g in groups if len(set(scored(g))) > 1]
 
 
@@ -25,6 +25,8 @@ def group_metrics(groups: list[Group]) -> Metrics:
             parts.setdefault(f"reward_part_{name}", []).append(value)
     mean = sum(values) / max(len(values), 1)
     n = len(members)
+    right = [m.length for m in members if m.score and m.score.value is not None and m.score.value >= 1.0]
+    wrong = [m.length for m in members if m.score and m.score.value is not None and m.score.value < 1.0]
     return {
         "reward_mean": (sum(values), len(values)),
         "reward_std": ((sum((v - mean) ** 2 for v in values) / max(len(values) - 1, 1)) ** 0.5, 1),
@@ -33,6 +35,8 @@ def group_metrics(groups: list[Group]) -> Metrics:
         "abstained_share": (n - len(values), n),
         "failed_share": (sum(m.stop == Stop.ERROR for m in members), n),
         "length_mean": (sum(m.length for m in members), n),
+        "length_right": (sum(right), len(right)),
+        "length_wrong": (sum(wrong), len(wrong)),
         "clipped_at_length_share": (sum(m.stop == Stop.LENGTH for m in members), n),
         **({name: (sum(v), len(v)) for name, v in parts.items()} if len(parts) > 1 else {}),
     }

@@ -104,12 +104,6 @@ def test_one_sample_per_prompt_is_refused_where_the_group_is_the_baseline(tmp_pa
         config(tmp_path, group_size=1)
 
 
-def test_an_advantage_whose_inputs_this_loop_does_not_make_is_refused(tmp_path):
-    cfg = config(tmp_path)
-    with pytest.raises(ConfigError, match='"optimal_token" needs old_logp, sum_sq, which this loop does not make'):
-        replace(cfg, objective=replace(cfg.objective, advantage="optimal_token"))
-
-
 def test_a_silent_first_batch_makes_no_step(tmp_path):
     """Most first answers of a weak model fail alike: that is no reason to stop a run."""
     (tmp_path / "reward.py").write_text(REWARD)
