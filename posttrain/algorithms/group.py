@@ -135,14 +135,14 @@ class Config:
             yield (f'group_size = {self.group_size}: advantage "{o.advantage}" compares answers to one prompt, so it '
                    f"needs at least {max(2, o.k or 0)} (8 to 16 is usual)")  # fmt: skip
         if self.updates > 1 and not o.corrects_stale:
-            yield (f'epochs = {self.epochs}, minibatches = {self.minibatches} with ratio = "none": after the first '
-                   'update the samples are stale, and nothing corrects it. Use 1, or objective.ratio = "token"')  # fmt: skip
+            yield (f'epochs = {self.epochs}, minibatches = {self.minibatches} with ratio = "none": after the '
+                   'first update samples are stale, and nothing corrects it. Use 1, or ratio = "token"')  # fmt: skip
         if o.advantage == "decoupled" and o.kl.where == "reward":
             yield ('objective.kl.where = "reward" with advantage = "decoupled": it reads the rewards by kind, in which '
                    'no KL charge is. Set kl.where to "loss" or "none"')  # fmt: skip
         if o.advantage == "pass_at_k_zscore" and self.form.changes_rewards:
             yield ('form with advantage = "pass_at_k_zscore": it counts right and wrong answers, so that rewards must '
-                   'be 1 and 0. Leave form out (but truncated = "dropped"), or use advantage = "pass_at_k"')  # fmt: skip
+                   'be 1 and 0. Leave form out (not truncated), or use advantage = "pass_at_k"')  # fmt: skip
 
 
 def plan(cfg: Config) -> str:
