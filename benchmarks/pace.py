@@ -46,6 +46,7 @@ class Pace:
         self.warmup, self.device = warmup, device
         self.updates = Updates()
         torch.mm(torch.ones(64, 64), torch.ones(64, 64)).sum()  # thread pools and kernels have their memory
+        torch.optim.AdamW([torch.zeros(1, requires_grad=True)])  # imports torch's compiler, on either side
         self.facts: dict = {"imported": resident(device)}
         self._said_hello = False
         self._began = 0.0

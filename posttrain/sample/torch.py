@@ -46,7 +46,6 @@ class TorchSampler:
         self.context = min(max_len or model.cfg.max_position_embeddings, model.cfg.max_position_embeddings)
         self.version = 0
         self.decoding = Decoding(self.model, dtype)
-        self._memory: Cache | None = None
 
     def update(self, policy: Any) -> None:
         """Moves no weights: sampler and learner hold the same module. Takes over the version.
@@ -84,9 +83,8 @@ class TorchSampler:
         params = per_request(params, len(prompts))
         limits = self._limits(prompts, params, seeds)
         laws = _Laws(params, self.model.head_weight)
-        cache = self._cache(
-            min(self.slots, len(prompts)), max(len(p) + n for p, n in zip(prompts, limits, strict=True))
-        )
+        longest = max(len(p) + n for p, n in zip(prompts, limits, strict=True))
+        cache = Cache(self.model, min(self.slots, len(prompts)), longest)  # of this call: training gets its memory back
         record = _Record(len(prompts), max(limits), self.model.head_weight)
         draws = _draws(prompts, seeds, record.width).to(self.model.head_weight.device)
         live, begun = _Live.none(self.model.head_weight.device), 0
@@ -118,15 +116,6 @@ class TorchSampler:
                     f"{self.context}, one of them for an answer. Shorten or drop it; an empty one needs a first token."
                 )
         return [min(s.max_tokens, self.context - len(p)) for s, p in zip(params, prompts, strict=True)]
-
-    def _cache(self, slots: int, length: int) -> Cache:
-        """Memory for this call: the last call's where it is large enough and of the model's type and place."""
-        old, weight = self._memory, self.model.embed_tokens.weight
-        fits = old is not None and old.slots >= slots and old.length >= length
-        if not fits or (old.memory.dtype, old.memory.device) != (weight.dtype, weight.device):
-            self._memory = None  # freed before the new one is taken
-            self._memory = Cache(self.model, slots, min(-(-length // 64) * 64, max(self.context, length)))
-        return self._memory
 
     def _next(self, prompts, begun: int, free: int) -> list[int]:
         """The requests of the next refill: as many as slots are free, or as the pass may hold tokens."""

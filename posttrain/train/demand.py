@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from posttrain.train.run import Run
 
 
-LASTING = ("weights", "optimizer", "reference", "cache", "decoding")
+LASTING = ("weights", "optimizer", "reference", "decoding")
 """Parts that stay from step to step."""
 UNUSED = {False: (70 * 2**20, 0.05), True: (160 * 2**20, 0.15)}
 """Unused pages, and more of them per byte that comes and goes; more where a run samples. Fitted to what
@@ -101,7 +101,7 @@ class Moment(NamedTuple):
     @property
     def unused(self) -> int:
         """What the allocator holds besides: pages of freed tensors that the next ones did not fit into."""
-        least, share = UNUSED["cache" in self.parts]
+        least, share = UNUSED["decoding" in self.parts]
         return least + int(share * sum(size for part, size in self.parts.items() if part not in LASTING))
 
     @property
@@ -131,11 +131,11 @@ def moments(demand: Demand) -> list[Moment]:
     }
     found = []
     if demand.sampling:
-        base["cache"] = cache_bytes(demand.sampling.model, demand.sampling.slots, demand.sampling.length)
         precision = demand.trained[-1].optim.precision
         base["decoding"] = decoding_bytes(demand.sampling.model, precision)
         kept = 0 if demand.drops_gradients else sum(gradients.values())
-        sampling = {"gradients": kept, "sampling": _sampling_bytes(demand.sampling)}
+        cache = cache_bytes(demand.sampling.model, demand.sampling.slots, demand.sampling.length)
+        sampling = {"gradients": kept, "cache": cache, "sampling": _sampling_bytes(demand.sampling)}
         found.append(Moment("rollout", base | sampling))
     for t in demand.trained:
         others = 0 if demand.drops_gradients else sum(gradients.values()) - gradients[t.name]
