@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from posttrain.algorithms.group import check_gap, last_segment_reward, next_weights
+from posttrain.algorithms.policy_step import check_gap, last_segment_reward, next_weights
 from posttrain.batch import TokenBatch
 from posttrain.data.rows import Rows, pick, tasks
 from posttrain.envs.rollout import rollout

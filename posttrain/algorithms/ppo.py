@@ -12,7 +12,6 @@ from typing import ClassVar
 from torch import Tensor, nn
 
 from posttrain import rng
-from posttrain.algorithms.group import first_weights, policy_terms, with_logps
 from posttrain.algorithms.onpolicy import (
     NEEDS,
     Actor,
@@ -28,6 +27,7 @@ from posttrain.algorithms.onpolicy import (
     sampled,
     with_values,
 )
+from posttrain.algorithms.policy_step import first_weights, policy_terms, with_logps
 from posttrain.algorithms.shaping import Shaping, first_scale, shaped
 from posttrain.batch import TokenBatch, collate, collate_groups, weigh
 from posttrain.data.rows import Data, Rows, demonstrations, pick, report, tasks

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from posttrain.algorithms.group import first_weights, next_weights, policy_terms, with_logps
 from posttrain.algorithms.onpolicy import NEEDS, charged, end_step, make_actor, sampled
+from posttrain.algorithms.policy_step import first_weights, next_weights, policy_terms, with_logps
 from posttrain.algorithms.shaping import Shaping, first_scale, shaped
 from posttrain.batch import TokenBatch, collate_groups, weigh
 from posttrain.data.rows import Data, Rows, report, tasks

@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
-from posttrain.algorithms.group import first_weights, policy_terms, with_logps
 from posttrain.algorithms.onpolicy import (
     NEEDS,
     charged,
@@ -24,6 +23,7 @@ from posttrain.algorithms.onpolicy import (
     sampled,
     with_values,
 )
+from posttrain.algorithms.policy_step import first_weights, policy_terms, with_logps
 from posttrain.algorithms.shaping import Shaping, first_scale, shaped
 from posttrain.batch import TokenBatch, collate_groups, weigh
 from posttrain.data.rows import Data, Rows, report, tasks

@@ -35,8 +35,9 @@ def learn(baseline: str, seed: int, folder: Path) -> float:
 
 
 # A random model writes "b" about once in 24 words: reward 0.04.
-# Ten seeds of `cd tests && python -m algorithms.test_reinforce`, mean - 3 standard deviations.
-THRESHOLDS = {"none": 0.3, "running": 0.3, "leave_one_out": 0.3}
+# Ten seeds of `cd tests && python -m algorithms.test_reinforce`, mean - 3 standard deviations: none
+# 0.9255 - 3 x 0.0808, running 0.9892 - 3 x 0.0068, leave_one_out 0.9956 - 3 x 0.0042.
+THRESHOLDS = {"none": 0.6831, "running": 0.9688, "leave_one_out": 0.9831}
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])

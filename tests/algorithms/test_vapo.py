@@ -37,8 +37,9 @@ def learn(metric: str, seed: int, folder: Path) -> float:
 
 
 # As in test_ppo, 0.25 of the reward are the prompts'; a random model begins at 0.29.
-# Ten seeds of `cd tests && python -m algorithms.test_vapo`, mean - 3 standard deviations.
-THRESHOLDS = {"reward_mean": 0.5, "explained_variance": 0.3}
+# Ten seeds of `cd tests && python -m algorithms.test_vapo`, mean - 3 standard deviations: reward 1.1160 - 3 x 0.1451,
+# explained variance 0.7639 - 3 x 0.2390.
+THRESHOLDS = {"reward_mean": 0.6807, "explained_variance": 0.0469}
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
@@ -52,7 +53,7 @@ def test_the_critic_is_trained_before_the_policy(tmp_path):
     """It fits the frozen policy's returns; those it can foresee are the prompts' share."""
     _, metrics = toy.run(vapo, config(tmp_path, steps=8, pretrain_steps=6), tmp_path / "run")
     assert ["value_loss" in m and "loss" not in m for m in metrics] == [True] * 6 + [False] * 2
-    assert metrics[0]["explained_variance"] == pytest.approx(0, abs=1e-6) and metrics[5]["explained_variance"] > 0.3
+    assert metrics[0]["explained_variance"] == pytest.approx(0, abs=1e-6) and metrics[5]["explained_variance"] > 0.05
 
 
 def test_lambda_grows_with_the_answer_and_the_critic_sees_whole_returns(tmp_path):
