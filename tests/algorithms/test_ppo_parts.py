@@ -146,7 +146,7 @@ def steps_of(monkeypatch) -> list[Learner]:
 
 
 def test_the_penalised_form_learns_and_its_weight_goes_by_the_distance_after_the_passes(tmp_path, monkeypatch):
-    """With one optimizer step per rollout the log's kl_old, measured before it, is 0: it would only halve the weight."""
+    """With one optimizer step per rollout the logged kl_old, measured before it, is 0: it would only ever halve."""
     penalty = replace(PRESETS["ppo_penalty"], proximal=Proximal(estimator="k3", weight=1.0, target=1e-4))
     seen, real = [], onpolicy.next_weights
     monkeypatch.setattr(
