@@ -149,9 +149,8 @@ def plan(cfg: Config) -> str:
     """The batch arithmetic of a run, in words, without training."""
     loaded = load(cfg.model, template=cfg.template)
     rows = tasks(cfg.data, loaded)
-    n = cfg.prompts * cfg.group_size
     return (
-        f"{report(rows)}: {cfg.steps} steps of {cfg.prompts} prompts x {cfg.group_size} samples = {n} answers of at "
+        f"{report(rows)}: {cfg.steps} steps of {cfg.prompts} prompts x {cfg.group_size} samples = {cfg.prompts * cfg.group_size} answers of at "
         f"most {cfg.sampling.max_tokens} tokens, {cfg.updates} optimizer step(s) each; every prompt is seen about "
         f"{cfg.steps * cfg.prompts / len(rows.train):.2f} times."
     )
@@ -218,13 +217,15 @@ def train(cfg: Config, run: Run) -> Result:
             seeds = [run.seed(step), *(run.seed(step, epoch) for epoch in range(1, cfg.epochs))]
             for seed in seeds if count else ():
                 for part in batch.minibatches(count, seed):
+                    if policy.version == 0 and not part.advantage.any():  # its groups are silent
+                        continue
                     part = weigh(part, cfg.objective.average)
                     part = Part(part, loss, ("logp", "entropy"), coupled=cfg.objective.coupled)
                     metrics = add(metrics, policy.step(part))
-            if count:
+            if "kl_old" in metrics:
                 state |= next_weights(cfg.objective, state, metrics)
             sampler.update(policy)
-            if first and count:
+            if first and policy.version > 0:
                 run.check(step, *() if cfg.apart else (check_gap(metrics, cfg.optim),), policy.first)
         if rows.held and run.due(step, cfg.eval_every):
             metrics = add(metrics, evaluate(asked, rows.held, loaded, rewards, cfg.sampling.max_tokens))

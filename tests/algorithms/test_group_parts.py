@@ -328,3 +328,11 @@ def test_refusals(tmp_path):
         Form(overlong=-1)
     with pytest.raises(ConfigError, match="a lag is 0 or more"):
         BehindSampler(None, lag=-1)
+
+
+def test_a_silent_first_minibatch_is_passed_over(tmp_path):
+    """Without a leash it has no gradient, and the first step must change the weights."""
+    cfg = of_file(tmp_path, "early", "dr_grpo", prompts=4, minibatches=4, steps=2)
+    result, metrics = toy.run(group, cfg, tmp_path / "run")
+    assert 0 < metrics[0]["zero_variance_share"] < 1 and "loss" in metrics[0]
+    assert torch.load(result.checkpoint / "optimizer.pt")["version"] < 8
