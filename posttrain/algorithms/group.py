@@ -148,9 +148,9 @@ class Config:
 def plan(cfg: Config) -> str:
     """The batch arithmetic of a run, in words, without training."""
     loaded = load(cfg.model, template=cfg.template)
-    rows = tasks(cfg.data, loaded)
+    rows, n = tasks(cfg.data, loaded), cfg.prompts * cfg.group_size
     return (
-        f"{report(rows)}: {cfg.steps} steps of {cfg.prompts} prompts x {cfg.group_size} samples = {cfg.prompts * cfg.group_size} answers of at "
+        f"{report(rows)}: {cfg.steps} steps of {cfg.prompts} prompts x {cfg.group_size} samples = {n} answers of at "
         f"most {cfg.sampling.max_tokens} tokens, {cfg.updates} optimizer step(s) each; every prompt is seen about "
         f"{cfg.steps * cfg.prompts / len(rows.train):.2f} times."
     )
