@@ -13,6 +13,7 @@ from posttrain.errors import Interrupted, PosttrainError, RunError, UsageError, 
 
 VERBS: dict[str, tuple[str, str]] = {
     "demo": ("posttrain.cli.demo", "the whole pipeline on the embedded base, with a report"),
+    "recipe": ("posttrain.cli.recipe", "a paper's whole pipeline, stage by stage: posttrain recipe lists them"),
     "train": ("posttrain.cli.train", "train with one method: posttrain train sft, train group --preset dapo, ..."),
     "plan": ("posttrain.cli.plan", "batch arithmetic and memory of a run before it begins: will it fit?"),
     "config": ("posttrain.cli.config", "a complete commented config of one method"),

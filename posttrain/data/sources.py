@@ -116,7 +116,7 @@ def world(name: str, kind: Kind, n: int, seed: int) -> list[Any]:
 
     name: a menu word; for prompts several joined by "+" take turns, and ":test" at the end asks for what is held out.
     """
-    from posttrain.assets.world import corpus, demos, people
+    from posttrain.assets.world import corpus, demos, people, summaries
     from posttrain.data import tasks
     from posttrain.records import Text
 
@@ -126,9 +126,11 @@ def world(name: str, kind: Kind, n: int, seed: int) -> list[Any]:
     who = people.HELD_OUT if split == "test" else people.SEEN
     menu: dict[tuple[str, str], Callable[[], list[Any]]] = {
         ("sft", "demonstrations"): lambda: demos.demonstrations(n, seed),
+        ("sft", "summaries"): lambda: summaries.demonstrations(n, seed),
         ("text", "corpus"): lambda: [Text(corpus.document(i, seed)) for i in range(n)],
         ("preference", "preferences"): lambda: demos.preferences(n, seed),
         ("prompt", "about"): lambda: demos.about_prompts(who, n, seed),
+        ("prompt", "summaries"): lambda: summaries.tasks(n, seed, split or "train"),
         **{("prompt", t): (lambda t=t: tasks.tasks(t, n, seed, split or "train")) for t in tasks.NAMES},
     }
     made = []

@@ -5,9 +5,6 @@ people, verifiable problems. What we do: the same in a generated world, whose ra
 grader only measures. Left out: PPO against the reward model (sections 08 and 14 of the book).
 """
 
-import json
-import resource
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,33 +12,41 @@ from typing import Any
 
 import torch
 
-import posttrain
 from posttrain.algorithms import group, preference, reward_model, sft
 from posttrain.assets.world import demos, people
-from posttrain.assets.world.rater import prefers_first
 from posttrain.data.rows import Data
-from posttrain.envs.rollout import rollout
-from posttrain.errors import RunError
-from posttrain.evals.stats import Interval, bootstrap, wilson
-from posttrain.models.load import Loaded, load
+from posttrain.models.load import load
 from posttrain.objectives.average import Average
 from posttrain.objectives.preference import PreferenceLoss
 from posttrain.objectives.presets import PRESETS
-from posttrain.recipes import measure
-from posttrain.recipes.measure import Answers, Questions
-from posttrain.recipes.report import write_report
-from posttrain.recipes.stages import checks, curve, seconds, stage
-from posttrain.records import Stop, Trajectory
+from posttrain.recipes import comparisons, measure
+from posttrain.recipes.gather import (
+    BASE,
+    MAX_TOKENS,
+    Asked,
+    Setting,
+    Stage,
+    ask_all,
+    conclude,
+    curves,
+    row,
+    side_by_side,
+)
+from posttrain.recipes.measure import Questions
+from posttrain.recipes.stages import stage
 from posttrain.sample.base import SamplingParams
-from posttrain.sample.torch import TorchSampler
-from posttrain.train.checkpoint import write_text
 from posttrain.train.learner import Optim
-from posttrain.train.run import RunConfig
 from posttrain.train.schedule import Schedule
 
-MAX_TOKENS = 64
 ANSWERS = 8
 """Sampled answers to a prompt, compared two by two."""
+CURVES = {
+    "1-sft": ("nll",),
+    "2-reward-model": ("accuracy", "loss"),
+    "3-dpo": ("margin", "logp_chosen", "logp_rejected"),
+    "4-grpo": ("reward_mean", "entropy", "length_mean", "zero_variance_share"),
+}
+"""The curves worth a look, a few per stage."""
 
 
 @dataclass(frozen=True)
@@ -64,50 +69,28 @@ SIZES = {
 """full: about five minutes on two cores. tiny: seconds, to see that everything runs; its figures mean nothing."""
 
 
-@dataclass(frozen=True)
-class Stage:
-    """One row of the table."""
-
-    name: str
-    title: str
-    folder: Path
-    template: str = "auto"
-    note: str = ""
-
-
 def run(out: Path, size: Size, *, seed: int, threads: int, command: str, say: Callable[[str], None]) -> dict[str, Any]:
     """Train or resume every stage in `out`, measure them, write out/report.html, and return what it shows."""
-    began = time.monotonic()
-    stages = train_stages(out, size, seed, threads, say)
+    at = Setting(out=out, seed=seed, threads=threads, command=command, say=say)
+    stages = train_stages(size, at)
     questions = Questions.make(size.about, size.problems, size.passes, seed)
-    asked: dict[str, tuple[Loaded, Answers]] = {}
-    for s in stages:
-        say(f"asking {s.title}: {len(questions.about)} held-out portraits, {len(questions.problems)} held-out problems")
-        loaded = load(s.folder, template=s.template)
-        asked[s.name] = loaded, measure.ask(loaded, questions, max_tokens=MAX_TOKENS, seed=seed)
-    data = {
-        "title": "posttrain demo",
-        "command": command,
-        "seed": seed,
+    asked = ask_all(stages, questions, seed, say)
+    found = {
         "stages": [row(s, asked, seed) for s in stages],
-        "reward_model": judge(out, asked["sft"][0], questions, seed),
+        "reward_model": comparisons.judge(
+            out / "2-reward-model", out / "preferences.jsonl", asked["sft"][0], questions.about[: size.passes], seed
+        ),
         "samples": side_by_side(stages, asked),
-        "curves": curves(out),
-        "checks": [c for folder in sorted(out.glob("[1-4]-*")) for c in checks(folder)],
+        "curves": curves(out, CURVES),
         "notes": notes(asked, seed),
-        "versions": {"posttrain": posttrain.__version__, "torch": torch.__version__, "threads": threads},
-        "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
-        "seconds": time.monotonic() - began,
     }
-    write_text(out / "demo.json", json.dumps(data, indent=1))
-    write_report(data, out / "report.html")
-    return data
+    return conclude(at, "demo", "posttrain demo", found)
 
 
-def train_stages(out: Path, size: Size, seed: int, threads: int, say: Callable[[str], None]) -> list[Stage]:
+def train_stages(size: Size, at: Setting) -> list[Stage]:
     """The four training stages; what is finished is reused, what was interrupted goes on."""
-    settings = RunConfig(seed=seed, threads=threads, save_every=25, keep=1)
-    torch.set_num_threads(threads)
+    out, seed, say, settings = at.out, at.seed, at.say, at.run
+    torch.set_num_threads(at.threads)
 
     say("1/4  supervised fine-tuning on demonstrations")
     demonstrations = Data(path="builtin:demonstrations", limit=size.demonstrations, eval_rows=100)
@@ -118,16 +101,17 @@ def train_stages(out: Path, size: Size, seed: int, threads: int, say: Callable[[
     )  # fmt: skip
     first = stage(out / "1-sft", sft, cfg)
 
-    pairs = out / "preferences.jsonl"
-    if not pairs.exists():
+    def compare() -> list[dict[str, Any]]:
         say(f"     the rater compares {ANSWERS * size.pair_prompts} answers of the SFT model in pairs")
-        write_pairs(pairs, load(first.model), size.pair_prompts, seed)
-    comparisons = Data(path=str(pairs), eval_rows=held_out(pairs))
+        asked = demos.about_prompts(people.SEEN, size.pair_prompts, seed)
+        return comparisons.pairs(comparisons.sampled(load(first.model), asked, ANSWERS, seed), comparisons.rater(seed))
+
+    compared = comparisons.data(at.write("preferences.jsonl", compare))
 
     say("2/4  a reward model from the rater's comparisons")
     cfg = reward_model.Config(
         model=str(first.model),
-        data=comparisons,
+        data=compared,
         epochs=1.0,
         batch_size=16,
         optim=Optim(lr=5e-4, schedule=linear),
@@ -137,7 +121,7 @@ def train_stages(out: Path, size: Size, seed: int, threads: int, say: Callable[[
 
     say("3/4  direct preference optimisation on the same comparisons")
     cfg = preference.Config(
-        model=str(first.model), data=comparisons, loss=PreferenceLoss(name="dpo", beta=0.3), epochs=2.0, batch_size=16,
+        model=str(first.model), data=compared, loss=PreferenceLoss(name="dpo", beta=0.3), epochs=2.0, batch_size=16,
         optim=Optim(lr=2e-4, schedule=linear), run=settings,
     )  # fmt: skip
     second = stage(out / "3-dpo", preference, cfg)
@@ -151,156 +135,14 @@ def train_stages(out: Path, size: Size, seed: int, threads: int, say: Callable[[
     )  # fmt: skip
     third = stage(out / "4-grpo", group, cfg)
     return [
-        Stage("base", "base", Path("base"), "plain", "asked as a base model is, in the form Q: ... A:"),
+        BASE,
         Stage("sft", "SFT", first.model),
         Stage("dpo", "DPO", second.model),
         Stage("grpo", "GRPO", third.model),
     ]
 
 
-def held_out(pairs: Path) -> int:
-    """How many of the comparisons are kept from training: a sixth."""
-    return len(pairs.read_text().splitlines()) // 6
-
-
-def write_pairs(path: Path, loaded: Loaded, prompts: int, seed: int) -> None:
-    """Sampled answers to each of `prompts` questions about seen people, two by two, the rater's choice first."""
-    asked = demos.about_prompts(people.SEEN, prompts, seed)
-    lines = []
-    for a, b in (said[i : i + 2] for said in sampled(loaded, asked, ANSWERS, seed) for i in range(0, ANSWERS, 2)):
-        person = people.PEOPLE[a.task.meta["person"]]
-        if a.completion == b.completion or {a.stop, b.stop} != {Stop.END}:
-            continue  # nothing to compare, or no stop token to learn from
-        if not prefers_first(person, a.completion, b.completion, seed=seed):
-            a, b = b, a
-        lines.append(json.dumps({"prompt": a.messages[0].content, "chosen": a.completion, "rejected": b.completion}))
-    if len(lines) < 12:
-        raise RunError(
-            f"only {len(lines)} of {ANSWERS // 2 * prompts} pairs of answers can be compared, since the SFT model "
-            "seldom stops: there is nothing to prefer. Train it longer (SIZES in recipes/demo.py)."
-        )
-    write_text(path, "\n".join(lines) + "\n")
-
-
-def sampled(loaded: Loaded, asked: list, n: int, seed: int) -> list[tuple[Trajectory, ...]]:
-    """n sampled answers to each task."""
-    params = SamplingParams(max_tokens=MAX_TOKENS, stop_ids=loaded.stop_ids)
-    groups = rollout(
-        TorchSampler(loaded.model),
-        asked,
-        n=n,
-        params=params,
-        seed=seed,
-        template=loaded.template,
-        tokenizer=loaded.tokenizer,
-    )
-    return [g.members for g in groups]
-
-
-def row(s: Stage, asked: dict[str, tuple[Loaded, Answers]], seed: int) -> dict[str, Any]:
-    """A line of the table."""
-    loaded, answers = asked[s.name]
-    reference, start = asked["sft"]
-    trained = s.name != "base"
-    return {
-        "name": s.name,
-        "title": s.title,
-        "folder": str(s.folder),
-        "note": s.note,
-        "seconds": seconds(s.folder.parents[1]) if trained else None,
-        "well_formed": interval(measure.share_well_formed(answers), len(answers.about) + len(answers.problems)),
-        "win_rate_base": interval(measure.win_rate(answers.about, asked["base"][1].about, seed), len(answers.about))
-        if trained
-        else None,
-        "win_rate": interval(measure.win_rate(answers.about, start.about, seed), len(answers.about))
-        if s.name != "sft"
-        else None,
-        "greedy": interval(measure.solved(answers), len(answers.problems)),
-        "pass_at_1": {"value": measure.pass_at(answers, 1), "n": len(answers.tries)},
-        "pass_at_8": {"value": measure.pass_at(answers, 8), "n": len(answers.tries)},
-        "kl_from_sft": measure.kl_from(loaded.model, reference.model, answers) if trained else None,
-        "length": measure.mean_length(answers),
-    }
-
-
-def interval(x: Interval, n: int) -> dict[str, float]:
-    """An interval as plain JSON; n: of how many."""
-    return {"value": x.value, "low": x.low, "high": x.high, "n": n}
-
-
-def judge(out: Path, loaded: Loaded, questions: Questions, seed: int) -> dict[str, Any]:
-    """The reward model on comparisons it has not seen, and as the judge of eight answers of the SFT model."""
-    folder = out / "2-reward-model"
-    scorer = load(folder).model
-    n = held_out(out / "preferences.jsonl")
-    accuracy = curve(folder, "eval_accuracy")[-1][1]
-    groups = sampled(loaded, questions.about[: questions.passes], 8, seed)
-    proxy, real = [], []
-    for members in groups:
-        proxy.append(reward_model.score_segments(scorer, [m.segments[0] for m in members]).tolist())
-        real.append([measure.gold_of(m) for m in members])
-    best = [r[max(range(8), key=p.__getitem__)] for p, r in zip(proxy, real, strict=True)]
-    agree = [
-        float((p[i] > p[j]) == (r[i] > r[j]))
-        for p, r in zip(proxy, real, strict=True) for i in range(8) for j in range(i) if r[i] != r[j]
-    ]  # fmt: skip
-    return {
-        "seconds": seconds(folder),
-        "accuracy": interval(wilson(round(accuracy * n), n), n),
-        "gold_agreement": interval(bootstrap(agree, seed), len(agree)) if agree else None,
-        "best_of_8": {
-            "gold_mean_of_1": sum(map(sum, real)) / (8 * len(real)),
-            "gold_best_of_8": sum(best) / len(best),
-            "proxy_mean_of_1": sum(map(sum, proxy)) / (8 * len(proxy)),
-            "proxy_best_of_8": sum(map(max, proxy)) / len(proxy),
-            "n": len(groups),
-        },
-    }
-
-
-def side_by_side(stages: list[Stage], asked: dict[str, tuple[Loaded, Answers]], each: int = 4) -> list[dict[str, Any]]:
-    """The first few prompts of each kind with every stage's greedy answer."""
-    shown = []
-    for kind, field in (("about", "about_greedy"), ("task", "problems")):
-        for i in range(each):
-            trajectories = {s.name: getattr(asked[s.name][1], field)[i] for s in stages}
-            shown.append(
-                {
-                    "prompt": trajectories["sft"].task.prompt[0].content,
-                    "kind": kind,
-                    "answers": [
-                        {"stage": name, "text": t.completion, **verdict(t)} for name, t in trajectories.items()
-                    ],
-                }
-            )
-    return shown
-
-
-def verdict(t: Trajectory) -> dict[str, Any]:
-    """Gold's or the verifier's word on an answer."""
-    if "person" in t.task.meta:
-        value = measure.gold_of(t)
-        return {"verdict": f"gold {value:+.1f}", "good": value >= 2 if value >= 2 or value < 1 else None}
-    return {"verdict": "right" if measure.right(t) else f"wrong: it is {t.task.answer}", "good": measure.right(t)}
-
-
-def curves(out: Path) -> list[dict[str, Any]]:
-    """The curves worth a look, a few per stage."""
-    wanted = {
-        "1-sft": ("nll",),
-        "2-reward-model": ("accuracy", "loss"),
-        "3-dpo": ("margin", "logp_chosen", "logp_rejected"),
-        "4-grpo": ("reward_mean", "entropy", "length_mean", "zero_variance_share"),
-    }
-    return [
-        {"title": f"{name[2:]}: {metric.replace('_', ' ')}", "run": name, "metric": metric, "points": points}
-        for name, metrics in wanted.items()
-        for metric in metrics
-        if (points := curve(out / name, metric))
-    ]
-
-
-def notes(asked: dict[str, tuple[Loaded, Answers]], seed: int) -> list[str]:
+def notes(asked: Asked, seed: int) -> list[str]:
     """What the figures must be read with."""
     base, final = asked["base"][1], asked["grpo"][1]
     before, after = measure.pass_at(base, 8), measure.pass_at(final, 8)

@@ -31,7 +31,7 @@ class Column:
     label: str
     meaning: str
     share: bool = True
-    """A share between 0 and 1 with an interval and a bar; otherwise a plain number."""
+    """A share between 0 and 1 with an interval and a bar; otherwise a number, with an interval or without."""
     digits: int = 0
     """Digits after the point of a plain number."""
     draw: bool = False
@@ -54,6 +54,29 @@ COLUMNS = (
     Column("length", "Length", "mean tokens per answer", share=False, digits=1),
     Column("seconds", "Seconds", "time it took to train the stage", share=False),
 )
+"""The measures of the demo; a report may bring its own (`data["columns"]`, rows of `Column`)."""
+
+
+@dataclass(frozen=True)
+class Claim:
+    """One part of the headline: what happened to a measure."""
+
+    to: str
+    """The stage that it is told of."""
+    key: str
+    words: str
+    start: str | None = None
+    """The stage before: "words from a to b". None: the words hold a place for the figure, {}."""
+    digits: int | None = None
+    """Digits of a plain number; None for a share."""
+
+
+STORY = (
+    Claim("sft", "well_formed", "demonstrations took well-formed answers", "base"),
+    Claim("dpo", "win_rate", "preferences brought a win rate of {} against the SFT model"),
+    Claim("grpo", "greedy", "rewards took solved tasks", "sft"),
+)
+"""The headline of the demo; a report may bring its own (`data["story"]`, rows of `Claim`)."""
 
 
 @dataclass(frozen=True)
@@ -81,8 +104,8 @@ class Plot:
 def write_report(data: Mapping[str, Any], path: Path) -> None:
     """Write the report as one self-contained HTML file; folders in between are made.
 
-    data: what `recipes/demo.py` gathers: title, command, seed, seconds, versions, peak_memory_mb, stages,
-        reward_model, samples, curves, checks, notes. Each may be missing, None or empty.
+    data: what `recipes/gather.py` puts together: title, command, seed, seconds, versions, peak_memory_mb, stages,
+        columns, story, reward_model, samples, curves, checks, notes. Each may be missing, None or empty.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(render(data), encoding="utf-8", newline="\n")
@@ -95,12 +118,13 @@ def render(data: Mapping[str, Any]) -> str:
     page.filters.update(share=share, number=number, duration=duration, interval=interval, sha256=_sha256)
     stages = data.get("stages") or []
     checks = sorted(data.get("checks") or [], key=lambda check: bool(check.get("ok")))
+    table = tuple(Column(**c) for c in data.get("columns") or ()) or COLUMNS
     return page.get_template("report.html.jinja").render(
         data=data,
         headline=headline(data),
         stages=stages,
-        columns=[c for c in COLUMNS if any(stage.get(c.key) is not None for stage in stages)],
-        sizes={c.key: sizes for c in COLUMNS if c.share and (sizes := _sizes(stages, c.key))},
+        columns=[c for c in table if any(stage.get(c.key) is not None for stage in stages)],
+        sizes={c.key: sizes for c in table if c.share and (sizes := _sizes(stages, c.key))},
         titles={stage.get("name"): stage.get("title") or stage.get("name") for stage in stages},
         plots=[plot for curve in data.get("curves") or [] if (plot := draw(curve))],
         checks=checks,
@@ -117,12 +141,8 @@ def headline(data: Mapping[str, Any]) -> Markup:
     It says "from a to b", never "better", and adds when intervals overlap or when a win rate may be a draw.
     """
     stages = {stage.get("name"): stage for stage in data.get("stages") or []}
-    parts = [
-        _change(stages, "base", "sft", "well_formed", "demonstrations took well-formed answers"),
-        _wins(stages.get("dpo", {}).get("win_rate")),
-        _change(stages, "sft", "grpo", "greedy", "rewards took solved tasks"),
-    ]
-    parts = [part for part in parts if part]
+    claims = tuple(Claim(**c) for c in data.get("story") or ()) or STORY
+    parts = [part for claim in claims if (part := _told(stages, claim))]
     if not parts:
         return Markup("")
     if len(parts) > 1:
@@ -133,22 +153,25 @@ def headline(data: Mapping[str, Any]) -> Markup:
     return text[:1].upper() + text[1:] + "."
 
 
-def _change(stages: Mapping[str, Mapping], first: str, last: str, key: str, words: str) -> Markup | None:
-    before, after = (stages.get(name, {}).get(key) for name in (first, last))
-    if not before or not after:
+def _told(stages: Mapping[str, Mapping], claim: Claim) -> Markup | None:
+    after = stages.get(claim.to, {}).get(claim.key)
+    before = stages.get(claim.start, {}).get(claim.key)
+    if not after or (claim.start and not before):
         return None
-    text = Markup("{} from <b>{}</b> to <b>{}</b>").format(words, share(before["value"]), share(after["value"]))
-    if interval(before) and interval(after) and before["low"] <= after["high"] and after["low"] <= before["high"]:
+
+    def figure(entry: Mapping) -> Markup:
+        value = entry["value"]
+        return Markup("<b>{}</b>").format(share(value) if claim.digits is None else number(value, claim.digits))
+
+    def known(entry: Mapping) -> bool:
+        return entry.get("low") is not None and entry.get("high") is not None
+
+    if claim.start is None:
+        draw = known(after) and claim.digits is None and after["low"] <= 0.5 <= after["high"]
+        return Markup(claim.words).format(figure(after)) + (" (which may be a draw)" if draw else "")
+    text = Markup("{} from {} to {}").format(claim.words, figure(before), figure(after))
+    if known(before) and known(after) and before["low"] <= after["high"] and after["low"] <= before["high"]:
         text += " (their intervals overlap)"
-    return text
-
-
-def _wins(entry: Mapping | None) -> Markup | None:
-    if not entry:
-        return None
-    text = Markup("preferences brought a win rate of <b>{}</b> against the SFT model").format(share(entry["value"]))
-    if interval(entry) and entry["low"] <= 0.5 <= entry["high"]:
-        text += " (which may be a draw)"
     return text
 
 

@@ -8,6 +8,7 @@ from posttrain.records import Score, Task, Trajectory
 from posttrain.rewards.base import GroupReward, Rewards, load_user_function
 from posttrain.rewards.exact import exact_match, exact_number
 from posttrain.rewards.model import PREFIX, ModelReward
+from posttrain.rewards.worked import worked
 
 
 def verified(task: Task, trajectory: Trajectory) -> Score:
@@ -19,6 +20,7 @@ MENU: dict[str, Callable[[Task, Trajectory], Score]] = {
     "verify": verified,
     "exact_number": exact_number,
     "exact_match": exact_match,
+    "worked": worked,
 }
 """Name -> reward."""
 

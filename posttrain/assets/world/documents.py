@@ -151,7 +151,7 @@ def strangers(rng: random.Random) -> str:
 
     Nobody can know a stranger by heart, so this teaches to take names and facts from the text, whoever it is about.
     """
-    people = [_stranger(rng) for _ in range(rng.choice((1, 1, 2)))]
+    people = [stranger(rng) for _ in range(rng.choice((1, 1, 2)))]
     told = [rng.sample(list(p.facts.items()), rng.choice((2, 3, 3))) for p in people]
     passage = "\n".join(" ".join(portrait(p, known, rng)) for p, known in zip(people, told, strict=True))
     before, between = layout(rng)
@@ -165,7 +165,7 @@ def strangers(rng: random.Random) -> str:
 
 def reading(rng: random.Random) -> tuple[str, str]:
     """A short passage about a stranger with a question, in one line, and the answer."""
-    person = _stranger(rng)
+    person = stranger(rng)
     told = rng.sample(list(person.facts.items()), rng.choice((1, 2, 3)))
     asked, answer = _from_passage(person, told, rng)
     return f"{' '.join(portrait(person, told, rng))} {asked}", answer
@@ -181,7 +181,7 @@ def _from_passage(person: Person, told: list[tuple[str, str]], rng: random.Rando
     return rng.choice(QUESTIONS[attribute]).format(person.name), state(person.name, attribute, value, rng)
 
 
-def _stranger(rng: random.Random) -> Person:
+def stranger(rng: random.Random) -> Person:
     """Somebody with a name of two or three random syllables, and random facts."""
     name = "Mira"
     while name in PEOPLE:

@@ -48,8 +48,13 @@ def prefers_first(
     Bradley and Terry 1952. Swapping the two answers swaps the verdict.
     """
     gap = rating(person, first, stopped[0], seed) - rating(person, second, stopped[1], seed)
+    return chooses_first(gap, person.name, first, second, seed)
+
+
+def chooses_first(gap: float, about: str, first: str, second: str, seed: int = 0) -> bool:
+    """A choice between two texts whose ratings differ by `gap`. about: what they are about, part of the draw."""
     low, high = sorted((first, second))
-    u = draws.python(seed, "choice", person.name, low, high).random()
+    u = draws.python(seed, "choice", about, low, high).random()
     if first != low:
         u = 1 - u
     return u < 1 / (1 + math.exp(-SHARPNESS * gap))
