@@ -1,4 +1,4 @@
-"""`posttrain methods`: the policy-gradient presets as a table, and how some of them differ: in choices and in deeds."""
+"""`posttrain methods`: the policy-gradient presets as a table, and how some differ: in choices, in deeds, in a race."""
 
 import os
 import textwrap
@@ -14,7 +14,7 @@ from posttrain.cli.options import parse
 from posttrain.errors import UsageError, nearest
 from posttrain.schema import leaves, show
 
-_USAGE = "posttrain methods [list | compare NAME NAME ...] [--html FILE]"
+_USAGE = "posttrain methods [list | compare NAME NAME ... | race NAME NAME ...] [--html FILE]"
 _COLUMNS = ("method", "advantage", "ratio", "clip", "average", "KL")
 _SHOWN = (
     "advantage",
@@ -31,8 +31,9 @@ _SHOWN = (
 _WIDTH = 100
 _KEY = (
     "KL: where it is charged, how it is estimated, its weight. Below each row stand its paper and what else it "
-    "changes. `posttrain methods compare NAME NAME` shows what methods do to the same answers; `posttrain train group "
-    "--preset NAME` trains with one (train ppo, if it needs a critic)."
+    "changes. `posttrain methods compare NAME NAME` shows what methods do to the same answers; `posttrain methods "
+    "race NAME NAME` trains them on one task; `posttrain train group --preset NAME` trains with one (train ppo, if it "
+    "needs a critic)."
 )
 _SIDE_BY_SIDE = 6
 """More objectives than this are not put beside each other."""
@@ -50,10 +51,15 @@ class Options:
 
 
 def main(words: Sequence[str]) -> None:
-    """List presets, or compare them."""
+    """List presets, compare them, or race them."""
     what = words[0] if words and not words[0].startswith("-") else "list"
-    if what not in ("list", "compare"):
-        raise UsageError(f'posttrain methods "{what}": {nearest(what, ("list", "compare"))} Write: {_USAGE}')
+    if what not in ("list", "compare", "race"):
+        raise UsageError(f'posttrain methods "{what}": {nearest(what, ("list", "compare", "race"))} Write: {_USAGE}')
+    if what == "race":
+        from posttrain.cli import race  # needs torch
+
+        race.main(words[1:])
+        return
     options = parse(Options, words[1:] if words[:1] == [what] else words, _USAGE, ("names",) * (what == "compare"))
     from posttrain.objectives.presets import PRESETS  # needs torch
 
