@@ -26,6 +26,7 @@ STUDIES = (
     "dynamic_sampling",
     "length_bias",
     "longer_answers",
+    "over_optimisation",
     "pass_at_k_training",
     "r1",
     "raft",

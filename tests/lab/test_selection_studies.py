@@ -1,0 +1,103 @@
+"""The studies of selection and over-optimisation: what they make of answers, and that each runs on a tiny setting."""
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from posttrain.assets.world import people
+from posttrain.lab.golden import best_of_n as golden
+from posttrain.lab.portrait_runs import gold_of_samples
+from posttrain.lab.studies import over_optimisation, r1, raft
+from posttrain.objectives.scaling import Law, gold_rl
+from posttrain.records import Message, Segment, Stop, Task, Trajectory
+
+STUDIES = {s.name: s for s in (golden.STUDY, raft.STUDY, over_optimisation.STUDY, r1.STUDY)}
+
+
+def said(text: str) -> Trajectory:
+    task = Task("about-Mira-0", (Message("user", "Who is Mira?"),), meta={"person": "Mira"})
+    return Trajectory(task, (*task.prompt, Message("assistant", text)), (Segment((1,), (True,)),), Stop.END)
+
+
+def test_the_exact_kl_counts_equal_answers_once():
+    different = tuple(said(str(i)) for i in range(8))
+    assert raft.empirical_kl([0.0] * 8, different, 4) == pytest.approx(0)  # nothing to choose between
+    assert raft.empirical_kl(list(map(float, range(8))), (said("a"),) * 8, 4) == pytest.approx(0)
+    rising = raft.empirical_kl(list(map(float, range(8))), different, 4)
+    assert 0.5 < rising < math.log(4) - 3 / 4
+    many = raft.empirical_kl(list(map(float, range(512))), tuple(said(str(i)) for i in range(512)), 4)
+    assert many == pytest.approx(math.log(4) - 3 / 4, abs=0.01)  # the bound, where no two answers are alike
+
+
+def test_gold_of_a_runs_samples_is_told_by_halves(tmp_path):
+    person = people.PEOPLE["Mira"]
+    right, wrong = f"Mira lives in {person.facts['town']}.", "Mira lives in Nowhere."
+    rows = [{"step": s, "task": "about-Mira-3", "stop": "end", "messages": [{"content": "?"}, {"content": text}]}
+            for s in (0, 1) for text in (right, wrong, right, wrong)]  # fmt: skip
+    (tmp_path / "samples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert gold_of_samples(tmp_path) == [(1.0, -1.0), (1.0, -1.0)]
+
+
+def test_the_peak_is_chosen_on_one_half_and_measured_on_the_other():
+    path = {"distance": [0.0, 1.0, 2.0], "proxy": [0.0, 1.0, 2.0], "gold": [0.0, 0.6, 0.2]}
+    found = over_optimisation.summary(path, choose=[0.0, 1.0, 0.5], report=[0.0, 0.2, 0.1])
+    assert (found["gold_start"], found["gold_peak"], found["gold_end"]) == (0.0, 0.2, 0.1)
+    assert found["peak_distance"] == 1.0 and found["proxy_at_peak"] == 1.0 and found["proxy_end"] == 2.0
+
+
+def test_the_right_law_fits_its_own_curve():
+    distance = torch.linspace(0, 8, 20, dtype=torch.float64)
+    law = Law(torch.tensor(1.0, dtype=torch.float64), torch.tensor(0.7, dtype=torch.float64))
+    gold = 0.5 + gold_rl(distance, law)
+    found = over_optimisation.fits({"distance": distance.tolist(), "gold": gold.tolist()})
+    assert found["rl_law_error"] < 1e-20 < 1e-4 < found["bon_law_error"]
+    assert found["rl_law_peak"] == pytest.approx(math.exp(1 / 0.7 - 1))
+    assert over_optimisation.fits({"distance": [0.0, 0.0], "gold": [0.0, 0.0]}) == {}
+
+
+def cells(arms: dict[str, dict[str, float]]) -> dict:
+    """Three seeds of the same figures with a little noise."""
+    return {a: {s: {k: v + 0.01 * s for k, v in f.items()} for s in range(3)} for a, f in arms.items()}
+
+
+def test_a_fall_is_seen_where_gold_falls_and_not_where_it_does_not():
+    falls = {"gold_start": 0.0, "gold_peak": 1.0, "gold_end": 0.2, "proxy_at_peak": 1.0, "proxy_end": 2.0}
+    found = {f.what: f.seen for f in over_optimisation.read(cells({"rl": falls, "rl_kl": falls | {"gold_end": 1.0}}))}
+    assert found["rl: gold falls from it"] and found["rl: the proxy rises on"] and found["rl: gold rises to its peak"]
+    assert not found["rl_kl: gold falls from it"]
+    assert found["a KL charge: how far gold falls from its peak"] and found["a KL charge: gold at the end"]
+
+
+def test_the_studies_are_whole():
+    for study in STUDIES.values():
+        assert study.claim and "arXiv" in study.source and len(study.seeds) >= 3
+        assert json.loads(json.dumps(dict(study.arms))) == {a: dict(v) for a, v in study.arms.items()}
+
+
+TINY = {
+    "best_of_n": {"raft": {"rounds": 1, "steps": 1, "lr": 5e-4}},
+    "raft": {"n2": {"n": 2, "start_steps": 120, "asked": 2, "prompts": 16, "epochs": 1.0, "lr": 1e-4}},
+    "over_optimisation": {
+        "best_of_n": {"start_steps": 120, "pair_prompts": 16, "members": 1, "method": "best_of_n"},
+        "rl_ensemble": {"start_steps": 120, "pair_prompts": 16, "members": 2, "method": "rl", "steps": 10, "lr": 1e-4,
+                        "beta": 0.0},
+    },
+}  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "arm"), [(name, arm) for name, arms in TINY.items() for arm in arms])
+def test_a_study_runs_on_a_tiny_setting(name, arm, tmp_path, monkeypatch):
+    monkeypatch.setattr(over_optimisation, "ASKED", 2)
+    monkeypatch.setattr(over_optimisation, "POOL", 4)
+    monkeypatch.setattr(raft, "POOL", 8)
+    study = STUDIES[name]
+    figures = study.measure(TINY[name][arm], 0, Path(tmp_path))
+    assert json.loads(json.dumps(figures)) == figures
+    shown = study.read({a: {0: figures, 1: figures} for a in TINY[name]}) if name != "raft" else []
+    assert all(figure.text for figure in shown)
+    replace(study, arms={arm: TINY[name][arm]})
