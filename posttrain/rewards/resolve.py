@@ -7,7 +7,8 @@ from posttrain.errors import ConfigError, nearest
 from posttrain.records import Score, Stop, Task, Trajectory
 from posttrain.rewards.base import GroupReward, Reward, Rewards, load_user_function
 from posttrain.rewards.exact import exact_match, exact_number
-from posttrain.rewards.model import PREFIX, ModelReward
+from posttrain.rewards.model import Judges, ModelReward
+from posttrain.rewards.portraits import gold, rater
 from posttrain.rewards.worked import worked
 
 
@@ -27,6 +28,8 @@ MENU: dict[str, Callable[[Task, Trajectory], Score]] = {
     "exact_match": exact_match,
     "ended": ended,
     "worked": worked,
+    "gold": gold,
+    "rater": rater,
 }
 """Name -> reward."""
 
@@ -59,8 +62,8 @@ def _weight(text: str, name: str) -> float:
 
 def _one(name: str, tasks: Sequence[Task]) -> dict[str, Reward | GroupReward]:
     """A single reward under its name."""
-    if name.startswith(PREFIX):
-        return {"model": GroupReward(ModelReward(name.removeprefix(PREFIX)))}
+    if judges := Judges.read(name):
+        return {"model": GroupReward(ModelReward(judges))}
     if ":" in name:
         return {name.rpartition(":")[2]: load_user_function(name)}
     if name == "auto":

@@ -25,6 +25,7 @@ from posttrain.objectives.presets import PRESETS
 from posttrain.objectives.regularizers import Kl, Proximal
 from posttrain.records import Group, Message, Score, Segment, Stop, Task, Trajectory
 from posttrain.rewards.base import score
+from posttrain.rewards.model import segment
 from posttrain.rewards.resolve import rewards_for
 from posttrain.train.learner import Learner
 
@@ -263,9 +264,8 @@ def test_a_reward_model_scores_as_it_was_trained_to(tmp_path, scorer):
 
 
 def test_an_answer_without_an_end_is_scored_without_one(scorer):
-    rewards = rewards_for(scorer, [TASK])
-    grader = rewards["model"][0].function
-    ended, cut = grader.segment(member("b b")), grader.segment(member("b b", Stop.LENGTH))
+    judge = load(scorer.removeprefix("model:"))
+    ended, cut = segment(member("b b"), judge), segment(member("b b", Stop.LENGTH), judge)
     assert ended.tokens[:-1] == cut.tokens and ended.tokens[-1] == toy.MARKS.index("<|end|>")
 
 
