@@ -54,7 +54,7 @@ class TokenBatch:
     label: Tensor | None = None
     """[N] sign of the row: +1 chosen or good, -1 rejected or bad."""
     margin: Tensor | None = None
-    """[N] how much better the chosen row is, where annotators said so, else 0."""
+    """[N] how much better the chosen row is, where annotators said so, else 0; in rankings, what the row is worth."""
 
     def __len__(self) -> int:
         return self.tokens.shape[0]

@@ -6,15 +6,16 @@ with the reason alone; `sources.py` adds file and line. What single messages loo
 """
 
 import difflib
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 from posttrain.data.messages import kind_of, message, transcript
 from posttrain.errors import DataError
-from posttrain.records import Example, Judged, Message, Pair, Task, Text
+from posttrain.records import Example, Judged, Message, Pair, Ranking, Task, Text
 
-Kind = Literal["sft", "text", "preference", "prompt", "judged"]
+Kind = Literal["sft", "text", "preference", "prompt", "judged", "ranking"]
 Row = Mapping[str, Any]
 
 
@@ -44,6 +45,12 @@ class Columns:
     """The gold answer that a verifier compares with."""
     label: str | None = None
     """Whether an answer is good: true or false, 1 or 0."""
+    answers: str | None = None
+    """Several answers to one prompt: a list of texts or messages, or of objects that hold their own scores."""
+    scores: str | None = None
+    """What each of these answers is worth, a list of numbers."""
+    ranks: str | None = None
+    """The place of each of these answers, 1 for the best, where there are no scores."""
     completions: str | None = None
     """Reasoning steps, a list of texts."""
     labels: str | None = None
@@ -70,6 +77,9 @@ USUAL: dict[str, tuple[str, ...]] = {
     "margin": ("margin",),
     "answer": ("answer", "target", "solution", "ground_truth", "final_answer"),
     "label": ("label", "good", "is_correct"),
+    "answers": ("answers", "responses", "candidates", "completions", "outputs"),
+    "scores": ("scores", "rewards", "ratings"),
+    "ranks": ("ranks", "rank"),
     "completions": ("completions", "steps"),
     "labels": ("labels",),
     "id": ("id", "task_id", "problem_id", "unique_id"),
@@ -82,6 +92,12 @@ NEEDS: dict[Kind, tuple[tuple[str, ...], ...]] = {
     "preference": (("chosen", "rejected"),),
     "prompt": (("messages",), ("prompt",)),
     "judged": (("messages", "label"), ("prompt", "completion", "label"), ("prompt", "completions", "labels")),
+    "ranking": (
+        ("prompt", "answers", "scores"),
+        ("prompt", "answers", "ranks"),
+        ("prompt", "answers"),
+        ("chosen", "rejected"),
+    ),
 }
 """Alternatives of what a file must have, per kind."""
 
@@ -210,12 +226,52 @@ def judged(row: Row, columns: Columns, where: str) -> Judged:
     return Judged(_prompt(row, columns), _said(_value(row, columns, "completion"), "completion"), good)
 
 
+def ranking(row: Row, columns: Columns, where: str) -> Ranking:
+    """Several answers to one prompt, each with what it is worth. A pair is a ranking of two.
+
+    Scores stand in a list beside the answers, or follow from ranks; or each answer is an object that holds its own, as
+    in UltraFeedback (`response` and `overall_score`).
+    """
+    if columns.find("answers", row) is None:
+        two = pair(row, columns, where)
+        if len(two.chosen) > 1 or len(two.rejected) > 1:
+            raise DataError("an answer of several messages: a ranking compares single ones")
+        return Ranking(two.prompt, (two.chosen[0], two.rejected[0]), (1.0, 0.0))
+    given = _value(row, columns, "answers")
+    if not isinstance(given, list) or len(given) < 2:
+        raise DataError(f"the answers are {kind_of(given)}, not a list of at least two")
+    own = [_scored(x) for x in given]
+    if name := columns.find("scores", row) or columns.find("ranks", row):
+        values = row[name]
+        if not isinstance(values, list) or len(values) != len(given):
+            raise DataError(f"{name} is {kind_of(values)}, not a list with one number for each of {len(given)} answers")
+        sign = 1 if columns.find("scores", row) else -1
+    else:
+        values, sign = [score for _, score in own], 1
+    for value in values:
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+            raise DataError(f"a score is {value!r}, not a number")
+    said = [_said(text, "an answer") for text, _ in own]
+    if any(len(messages) != 1 or messages[0].role != "assistant" for messages in said):
+        raise DataError("an answer is not one assistant message: a ranking compares single ones")
+    return Ranking(_prompt(row, columns), tuple(m for (m,) in said), tuple(sign * float(v) for v in values))
+
+
+def _scored(answer: Any) -> tuple[Any, Any]:
+    """An answer, and the score that it carries; None where it carries none."""
+    if not isinstance(answer, Mapping) or "role" in answer:
+        return answer, None
+    text = next((answer[name] for name in ("response", "text", "content", "answer") if name in answer), answer)
+    return text, next((answer[name] for name in ("overall_score", "score", "reward") if name in answer), None)
+
+
 READERS: dict[Kind, Callable[[Row, Columns, str], Any]] = {
     "sft": example,
     "text": document,
     "preference": pair,
     "prompt": task,
     "judged": judged,
+    "ranking": ranking,
 }
 """The function that makes a record of each kind: (row, columns, where) -> record."""
 

@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
 from posttrain import rng
-from posttrain.chat.render import prompt, render, render_pair, render_text
+from posttrain.chat.render import prompt, render, render_answer, render_pair, render_text
 from posttrain.data.formats import Columns, Kind
 from posttrain.data.sources import Source, read
 from posttrain.errors import ConfigError, DataError
 from posttrain.models.load import Loaded
-from posttrain.records import Pair, Segment, Task, Text
+from posttrain.records import Judged, Message, Pair, Ranking, Segment, Task, Text
 
 Row = TypeVar("Row")
 
@@ -72,6 +72,25 @@ class PairRow:
     margin: float | None = None
 
 
+@dataclass(frozen=True)
+class RankingRow:
+    """Rendered answers to one prompt, the best first."""
+
+    index: int
+    answers: tuple[Segment, ...]
+    scores: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class VerdictRow:
+    """A rendered answer with a verdict, and beside it the answer to another prompt, on which nothing was said."""
+
+    index: int
+    pair: tuple[Segment, Segment]
+    """The answer, and under the same prompt that of another row."""
+    good: bool
+
+
 def demonstrations(data: Data, loaded: Loaded) -> Rows:
     """Segments of demonstrations (or documents), for cross-entropy."""
 
@@ -100,6 +119,53 @@ def pairs(data: Data, loaded: Loaded) -> Rows:
     numbered = [PairRow(i, row.pair, row.margin) for i, row in enumerate(train + held)]
     train, held = numbered[: len(train)], numbered[len(train) :]
     return _rows(data, train, held, notes, [s for row in train for s in row.pair])
+
+
+def rankings(data: Data, loaded: Loaded) -> Rows:
+    """Rendered rankings, for losses on more than two answers."""
+
+    def one(record: Ranking, where: str) -> RankingRow:
+        place = {"max_len": room(data, loaded), "where": where}
+        order = sorted(range(len(record.scores)), key=lambda i: -record.scores[i])
+        said = (render_answer(record.prompt, (record.answers[i],), loaded.template, loaded.tokenizer, **place)
+                for i in order)  # fmt: skip
+        return RankingRow(-1, tuple(said), tuple(record.scores[i] for i in order))
+
+    train, held, notes = _rendered(data, "ranking", one)
+    numbered = [RankingRow(i, row.answers, row.scores) for i, row in enumerate(train + held)]
+    train, held = numbered[: len(train)], numbered[len(train) :]
+    return _rows(data, train, held, notes, [s for row in train for s in row.answers])
+
+
+def verdicts(data: Data, loaded: Loaded) -> Rows:
+    """Rendered answers with a verdict each, for unpaired losses.
+
+    Each row also gets the answer of the next row that has another prompt, which is what KTO measures its drift on.
+    Raises DataError where all rows ask the same.
+    """
+
+    def answer(prompt: Sequence[Message], said: Sequence[Message], where: str) -> Segment:
+        length = room(data, loaded)
+        return render_answer(prompt, said, loaded.template, loaded.tokenizer, max_len=length, where=where)
+
+    def one(record: Judged, where: str) -> tuple[Judged, Segment]:
+        return record, answer(record.prompt, record.answer, where)
+
+    def numbered(rows: list[tuple[Judged, Segment]], first: int) -> list[VerdictRow]:
+        found = []
+        for i, (record, segment) in enumerate(rows):
+            order = (rows[(i + k) % len(rows)][0] for k in range(1, len(rows)))
+            other = next((r for r in order if r.prompt != record.prompt), None)
+            if other is None:
+                raise DataError(f"{data.path}: all {len(rows)} rows ask the same, so that no answer belongs to another "
+                                "prompt, which unpaired losses measure their drift on")  # fmt: skip
+            pair = segment, answer(record.prompt, other.answer, f"row {i + 1} with the answer of another")
+            found.append(VerdictRow(first + i, pair, record.good))
+        return found
+
+    train, held, notes = _rendered(data, "judged", one)
+    rows, held = numbered(train, 0), numbered(held, len(train)) if held else []
+    return _rows(data, rows, held, notes, [row.pair[0] for row in rows])
 
 
 def tasks(data: Data, loaded: Loaded) -> Rows:

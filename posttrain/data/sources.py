@@ -31,7 +31,7 @@ class Source:
     """What was read."""
 
     records: tuple[Any, ...]
-    """Example, Text, Pair, Task or Judged, as the kind asks, in file order."""
+    """Example, Text, Pair, Task, Judged or Ranking, as the kind asks, in file order."""
     skipped: tuple[str, ...]
     """Rows that did not fit: "file, line: reason" each."""
     path: str
@@ -54,7 +54,8 @@ def read(
 
     name: a file (.jsonl, .json, each also with .gz, .parquet), a pattern such as "data/*.jsonl", "builtin:NAME" for
         the embedded world, or "hf:NAME[@CONFIG][:SPLIT]" for a dataset of the Hugging Face hub (split "train").
-    kind: "sft" gives Example or Text, "text" Text, "preference" Pair, "prompt" Task, "judged" Judged.
+    kind: "sft" gives Example or Text, "text" Text, "preference" Pair, "prompt" Task, "judged" Judged,
+        "ranking" Ranking.
     columns: which column holds what, where names are unusual.
     on_bad_row: "stop" raises after reading everything, with the number of bad rows and the first five. "skip" leaves
         them out and lists them in `Source.skipped`.
@@ -129,6 +130,8 @@ def world(name: str, kind: Kind, n: int, seed: int) -> list[Any]:
         ("sft", "summaries"): lambda: summaries.demonstrations(n, seed),
         ("text", "corpus"): lambda: [Text(corpus.document(i, seed)) for i in range(n)],
         ("preference", "preferences"): lambda: demos.preferences(n, seed),
+        ("judged", "verdicts"): lambda: demos.verdicts(n, seed),
+        ("ranking", "rankings"): lambda: demos.rankings(n, seed),
         ("prompt", "about"): lambda: demos.about_prompts(who, n, seed),
         ("prompt", "summaries"): lambda: summaries.tasks(n, seed, split or "train"),
         **{("prompt", t): (lambda t=t: tasks.tasks(t, n, seed, split or "train")) for t in tasks.NAMES},

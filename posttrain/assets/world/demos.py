@@ -5,6 +5,7 @@ Demonstrated arithmetic is always right, in two styles; portraits are of mixed q
 so that preference learning after fine-tuning has something left to find.
 """
 
+import math
 import random
 from collections.abc import Callable, Iterable, Mapping
 
@@ -13,8 +14,8 @@ from posttrain.assets.world import arithmetic, exercises, lexicon
 from posttrain.assets.world.answers import Manner, fact_answer, fact_question, portrait_of
 from posttrain.assets.world.documents import reading
 from posttrain.assets.world.people import ABOUT, SEEN, Person
-from posttrain.assets.world.rater import prefers_first
-from posttrain.records import Example, Message, Pair, Task
+from posttrain.assets.world.rater import SHARPNESS, prefers_first, rating
+from posttrain.records import Example, Judged, Message, Pair, Ranking, Task
 
 PORTRAIT = Manner(
     facts=(0, 0.4, 0.35, 0.2, 0.05), wrong=0.15, polite=0.3, rude=0.06, padding=0.15, repeat=0.08, drift=0.08
@@ -102,6 +103,33 @@ def _comparison(rng: random.Random, seed: int) -> Pair:
         first, second = second, first
     asked = Message("user", rng.choice(ABOUT).format(person.name))
     return Pair((asked,), (Message("assistant", first),), (Message("assistant", second),), meta={"person": person.name})
+
+
+def verdicts(n: int, seed: int = 0) -> list[Judged]:
+    """n portraits with a thumb up or down: of every comparison one answer, the chosen or the rejected by turns."""
+    return [
+        Judged(pair.prompt, pair.chosen if i % 2 == 0 else pair.rejected, i % 2 == 0)
+        for i, pair in enumerate(preferences(n, seed))
+    ]
+
+
+def rankings(n: int, seed: int = 0, answers: int = 4) -> list[Ranking]:
+    """n rankings of several portraits of a seen person, as the rater scores them: its rating with Gumbel noise.
+
+    With that noise the ranking follows Plackett and Luce, and any two of its answers Bradley and Terry.
+    """
+    return [_ranking(draws.python(seed, "ranking", i), seed, answers) for i in range(n)]
+
+
+def _ranking(rng: random.Random, seed: int, answers: int) -> Ranking:
+    person = rng.choice(SEEN)
+    asked, said = Message("user", rng.choice(ABOUT).format(person.name)), []
+    while len(said) < answers:
+        if (text := portrait_of(person, PORTRAIT, rng)) not in said:
+            said.append(text)
+    noise = [-math.log(-math.log(rng.random())) / SHARPNESS for _ in said]
+    scores = [rating(person, text, seed=seed) + x for text, x in zip(said, noise, strict=True)]
+    return Ranking((asked,), tuple(Message("assistant", text) for text in said), tuple(scores))
 
 
 def portraits(n: int, seed: int = 0, manner: Manner = PORTRAIT) -> list[tuple[Person, str]]:
