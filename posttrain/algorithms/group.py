@@ -188,8 +188,7 @@ def train(cfg: Config, run: Run) -> Result:
     start = {"baseline": 0.0, "weight": 0.0, "silent": 0, "best": None, "cursor": 0}
     state = run.load(parts, first_weights(cfg.objective) | start)
     sampler.update(policy)
-    probe(run, demand(cfg, rows, policy.model), policy)
-    begin(cfg, run, rows)
+    begin(cfg, run, rows, policy)
 
     def answered(questions: Sequence[Task], n: int, params: SamplingParams, seed: int) -> list[Group]:
         found = rollout(sampler, questions, n=n, params=params, seed=seed, template=loaded.template,
@@ -235,8 +234,9 @@ def train(cfg: Config, run: Run) -> Result:
     return run.finish()
 
 
-def begin(cfg: Config, run: Run, rows: Rows) -> None:
-    """Notes at the start: what was read, and what is unusual about the config."""
+def begin(cfg: Config, run: Run, rows: Rows, policy: Learner) -> None:
+    """Does it fit? And notes at the start: what was read, what is unusual about the config."""
+    probe(run, demand(cfg, rows, policy.model), policy)
     if run.done == 0:
         run.note(report(rows))
     for note in cfg.objective.notes():
