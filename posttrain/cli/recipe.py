@@ -75,7 +75,8 @@ def show(module: Any, name: str, options: Options, words: str) -> None:
     console.print(Text("\n".join(captions(data)), style="dim"))
     for sample in data["samples"][::2]:
         console.print(side_by_side(sample))
-    console.print(f"\nreport: {out / 'report.html'}    talk to the last stage: posttrain chat {out}")
+    last = [stage["folder"] for stage in data["stages"] if stage["folder"]][-1]
+    console.print(f"\nreport: {out / 'report.html'}    talk to a stage: posttrain chat {last}")
 
 
 def table(data: Mapping[str, Any]):

@@ -159,7 +159,7 @@ def conclude(at: Setting, name: str, title: str, found: Mapping[str, Any]) -> di
         "title": title,
         "command": at.command,
         "seed": at.seed,
-        **found,
+        **{part: shown for part, shown in found.items() if part != "notes"},
         "checks": [c for folder in sorted(at.out.glob("[0-9]-*")) for c in checks(folder)],
         "notes": found.get("notes", []),
         "versions": {"posttrain": posttrain.__version__, "torch": torch.__version__, "threads": at.threads},

@@ -51,7 +51,7 @@ CURVES = {
     "3-sampling": ("selected_share", "selected_prompt_share"),
     "4-sft": ("nll",),
     "5-rl-all": reasoning.RL_CURVES,
-    "7-zero": reasoning.RL_CURVES,
+    "0-zero": reasoning.RL_CURVES,
 }
 LINEAR = Schedule(kind="linear", warmup=5)
 
@@ -61,6 +61,7 @@ class Size:
     """How much of everything. The story is written once."""
 
     cold: int
+    """Fewer than a thousand do not teach the base to end its turns."""
     rl_steps: int
     all_steps: int
     sampling_steps: int
@@ -70,8 +71,8 @@ class Size:
 
 
 SIZES = {
-    "laptop": Size(400, rl_steps=80, all_steps=70, sampling_steps=40, general=800, problems=150, others=90),
-    "tiny": Size(320, rl_steps=2, all_steps=2, sampling_steps=4, general=60, problems=12, others=6),
+    "laptop": Size(1500, rl_steps=80, all_steps=70, sampling_steps=40, general=1500, problems=150, others=90),
+    "tiny": Size(1500, rl_steps=2, all_steps=2, sampling_steps=4, general=1300, problems=12, others=6),
 }
 """laptop: about ten minutes on two cores. tiny: to see that everything runs; its figures mean nothing."""
 
@@ -83,7 +84,7 @@ def run(size: Size, at: Setting) -> dict[str, Any]:
     cold = stage(
         at.out / "1-cold-start",
         sft,
-        tuned(at.write("cold_start.jsonl", lambda: solutions(size.cold, at.seed)), 3.0, at),
+        tuned(at.write("cold_start.jsonl", lambda: solutions(size.cold, at.seed)), 2.0, at),
     )
     at.say("2/7  RL on problems")
     first = stage(at.out / "2-rl", group, reasoning.rl(cold.model, PROBLEMS, size.rl_steps, at))
@@ -110,7 +111,7 @@ def run(size: Size, at: Setting) -> dict[str, Any]:
     ))  # fmt: skip
     at.say("7/7  beside it, R1-Zero with as many steps of RL")
     steps = size.rl_steps + size.all_steps
-    zero = stage(at.out / "7-zero", group, reasoning.rl("base", PROBLEMS, steps, at, template="plain"))
+    zero = stage(at.out / "0-zero", group, reasoning.rl("base", PROBLEMS, steps, at, template="plain"))
     stages = [
         BASE, Stage("cold", "cold start", cold.model), Stage("rl", "RL", first.model),
         Stage("sft", "rejection sampling and SFT", tuned_again.model), Stage("r1", "R1", last.model),

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from algorithms import test_group, test_ppo, test_preference, test_reward_model, test_sft, toy
+from algorithms import test_best_of_n, test_group, test_ppo, test_preference, test_reward_model, test_sft, toy
 from algorithms.test_adapters import base
 from algorithms.test_microbatch import uneven, uneven_pairs
 from torch import Tensor
@@ -54,6 +54,10 @@ def of_ppo(folder: Path):
     return test_ppo.config(folder, steps=2, prompts=8, epochs=1)
 
 
+def of_best_of_n(folder: Path):
+    return test_best_of_n.config(folder, rounds=1, prompts=16, group_size=8, steps=1, epochs=2.0, batch_size=7)
+
+
 def of_adapters(folder: Path):
     return replace(of_group(folder, "grpo"), model=base(folder, newborn=True), lora=Lora(rank=4))
 
@@ -68,6 +72,7 @@ CASES = {
     "grpo": lambda folder: of_group(folder, "grpo"),
     "kl_cov": lambda folder: of_group(folder, "kl_cov"),  # couples the tokens of a step
     "ppo": of_ppo,
+    "best_of_n": of_best_of_n,
     "adapters": of_adapters,  # beside frozen weights
 }
 QUICK = ("sft", "grpo")

@@ -44,11 +44,11 @@ STUDY = Study(
     source="DeepSeek-AI 2025 (arXiv 2501.12948)",
     arms={
         "recipe": {
-            "cold": 1200,
+            "cold": 1500,
             "rl_steps": 25,
             "all_steps": 25,
             "sampling_steps": 12,
-            "general": 500,
+            "general": 1300,
             "problems": 90,
             "others": 60,
         },
