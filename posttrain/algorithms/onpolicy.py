@@ -147,6 +147,15 @@ def of_critic(metrics: Metrics) -> Metrics:
     return {name: x for name, x in metrics.items() if name not in ("loss", "lr", "grad_norm")}
 
 
+def begins_silent(learner: Learner, signal: Tensor) -> bool:
+    """Whether a minibatch has nothing for a learner that has never been updated: its signal is 0 everywhere.
+
+    Rare rewards fall into some minibatches only. Such a step would change no weight, which the learner takes, in its
+    first one, for a defect.
+    """
+    return learner.version == 0 and not bool(signal.any())
+
+
 @torch.no_grad()
 def moved(policy: Learner, batch: TokenBatch) -> float:
     """kl(old ‖ policy) per token after some steps on a batch, in nats: k3 on samples of the old policy."""

@@ -15,6 +15,7 @@ from posttrain import rng
 from posttrain.algorithms.onpolicy import (
     NEEDS,
     Actor,
+    begins_silent,
     charged,
     critic_demand,
     critic_terms,
@@ -198,9 +199,10 @@ def train(cfg: Config, run: Run) -> Result:
         for epoch in range(0 if signal.silent and first else cfg.epochs):  # there is no gradient at all yet
             for mini in batch.minibatches(count, run.seed(step, epoch)):
                 mini = weigh(mini, cfg.objective.average)
-                metrics = add(metrics, of_critic(critic.step(Part(mini, value_loss, ("values",)))))
-                critic.drop_gradients()
-                if step >= cfg.warmup_steps:
+                if not begins_silent(critic, mini.value_target - mini.old_value):
+                    metrics = add(metrics, of_critic(critic.step(Part(mini, value_loss, ("values",)))))
+                    critic.drop_gradients()
+                if step >= cfg.warmup_steps and not begins_silent(policy, mini.advantage):
                     answers = Part(mini, loss, NEEDS, coupled=cfg.objective.coupled)
                     metrics = add(metrics, policy.step(answers, *of_text(text, cfg, actor)))
                     policy.drop_gradients()

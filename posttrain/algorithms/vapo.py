@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from posttrain.algorithms.onpolicy import (
     NEEDS,
+    begins_silent,
     charged,
     critic_demand,
     critic_terms,
@@ -182,9 +183,10 @@ def train(cfg: Config, run: Run) -> Result:
         for epoch in range(0 if signal.silent and first else cfg.epochs):
             for mini in batch.minibatches(count, run.seed(step, epoch)):
                 mini = weigh_right(weigh(mini, cfg.objective.average))
-                metrics = add(metrics, of_critic(critic.step(Part(mini, value_loss, ("values",)))))
-                critic.drop_gradients()
-                if step >= cfg.pretrain_steps:
+                if not begins_silent(critic, mini.value_target - mini.old_value):
+                    metrics = add(metrics, of_critic(critic.step(Part(mini, value_loss, ("values",)))))
+                    critic.drop_gradients()
+                if step >= cfg.pretrain_steps and not begins_silent(policy, mini.advantage):
                     metrics = add(metrics, policy.step(Part(mini, loss, NEEDS, coupled=cfg.objective.coupled)))
                     policy.drop_gradients()
         if "kl_old" in metrics:

@@ -183,6 +183,17 @@ def test_the_distance_moved_is_k3_over_all_tokens(tmp_path, monkeypatch):
     assert all(found == pytest.approx(slow, rel=1e-3) and slow > 0 for found, slow in caught)
 
 
+def test_rare_rewards_that_fall_into_one_minibatch_stop_nothing(tmp_path, monkeypatch):
+    """The other minibatch has nothing for a critic that begins at 0, and is passed over."""
+    cfg = config(tmp_path, reward="rare", steps=1, epochs=1, minibatches=8)
+    once = "\ncalls = []\ndef rare(task, trajectory):\n    calls.append(1)\n    return float(len(calls) == 5)\n"
+    (tmp_path / "reward.py").write_text((tmp_path / "reward.py").read_text() + once)
+    made = steps_of(monkeypatch)
+    toy.run(ppo, cfg, tmp_path / "run")
+    critics = [learner for learner in made if isinstance(learner.model, ScalarModel)]
+    assert 0 < len(critics) < 8 and len(made) - len(critics) == 8
+
+
 # --- memory -----------------------------------------------------------------------------------------------------------
 
 
