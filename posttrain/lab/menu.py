@@ -22,12 +22,17 @@ GOLDEN = (
 """One per method: one setting, three seeds."""
 
 STUDIES = (
+    "baseline",
     "clip_higher",
     "dynamic_sampling",
+    "kl_controller",
     "length_bias",
     "longer_answers",
     "over_optimisation",
     "pass_at_k_training",
+    "ppo_forms",
+    "ppo_ptx",
+    "ppo_rloo",
     "r1",
     "raft",
     "stale_samples",
