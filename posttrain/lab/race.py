@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from statistics import fmean
 from types import ModuleType
-from typing import Any
+from typing import Any, Literal
 
 from posttrain.data.rows import Data
 from posttrain.errors import ConfigError, InvariantError, NonFiniteError, RolloutError, RunError, UsageError, nearest
@@ -42,6 +42,9 @@ class Track:
     group_size: int = 8
     max_tokens: int = 40
     eval_every: int = 5
+    by: Literal["held_out", "training"] = "held_out"
+    """What is compared: the reward of greedy answers to held-out tasks every `eval_every` steps, or the mean reward of
+    the samples of as many steps, which are answers to tasks that a run has not trained on yet."""
     seeds: tuple[int, ...] = (0, 1, 2)
     lrs: tuple[float, ...] = (3e-4, 1e-3, 3e-3)
     """Step sizes to try; a single one is not searched."""
@@ -54,6 +57,8 @@ class Track:
                 problems.append(f"{name} = {getattr(self, name)} must be at least 1")
         if not self.seeds or not self.lrs or min(self.lrs) <= 0:
             problems.append(f"seeds = {self.seeds}, lrs = {self.lrs}: a race needs a seed, and positive step sizes")
+        if self.by not in ("held_out", "training"):
+            problems.append(f'by = "{self.by}" is not one of held_out, training')
         if self.eval_every > self.steps:
             problems.append(f"eval_every = {self.eval_every} exceeds steps = {self.steps}: nothing would be measured")
         if SEARCH_SEED in self.seeds:
@@ -81,7 +86,7 @@ class Ran:
     searched: dict[float, float]
     """Step size -> score on the search seed: the mean of the last two evaluations. Empty where there was one only."""
     curves: dict[int, list[tuple[int, float]]] = field(default_factory=dict)
-    """Seed -> (step, held-out reward)."""
+    """Seed -> (step, reward)."""
     answers: dict[int, int] = field(default_factory=dict)
     """Seed -> sampled answers; dynamic sampling takes more."""
     seconds: dict[int, float] = field(default_factory=dict)
@@ -136,9 +141,9 @@ def config_of(e: Entrant, track: Track, lr: float, seed: int) -> Any:
     """The config of one cell. What the track does not say is the method's own default."""
     kind = e.module.Config
     given: dict[str, Any] = {
-        name: getattr(track, name)
-        for name in ("data", "model", "template", "reward", "steps", "prompts", "group_size", "eval_every")
+        name: getattr(track, name) for name in ("data", "model", "template", "reward", "steps", "prompts", "group_size")
     }
+    given["eval_every"] = track.eval_every if track.by == "held_out" else 0
     if e.preset is not None:
         objective = PRESETS[e.preset]
         if objective.average.kind == "constant":
@@ -188,10 +193,19 @@ def _cell(
     except (InvariantError, NonFiniteError, RolloutError) as error:
         say(f"{e.name}  lr {lr:g}  seed {seed}: stopped: {error}")
         return [], str(error), folder
-    points = [(step + 1, y) for step, y in curve(folder, "eval_reward")]
+    points = measured(folder, track)
     if not there:
         say(f"{e.name}  lr {lr:g}  seed {seed}: {final(points):.3f}  ({seconds(folder):.0f} s)")
     return points, "", folder
+
+
+def measured(folder: Path, track: Track) -> list[tuple[int, float]]:
+    """(steps done, reward) of a run."""
+    if track.by == "held_out":
+        return [(step + 1, y) for step, y in curve(folder, "eval_reward")]
+    ends = range(track.eval_every, track.steps + 1, track.eval_every)
+    rewards = dict(curve(folder, "reward_mean"))
+    return [(end, fmean(rewards[s] for s in range(end - track.eval_every, end) if s in rewards)) for end in ends]
 
 
 def mean_curve(ran: Ran) -> list[tuple[int, float]]:

@@ -9,7 +9,8 @@ import pytest
 
 from algorithms import toy
 from posttrain.cli.main import main
-from posttrain.cli.race import Options, cells, chart, default_folder, loops, render, table, track_of
+from posttrain.cli.race import Options, default_folder, loops, track_of
+from posttrain.cli.race_view import cells, chart, render, table
 from posttrain.errors import ConfigError, UsageError
 from posttrain.lab.race import SEARCH_SEED, Ran, config_of, entrant, final, mean_curve, racing, run_race
 
@@ -64,11 +65,11 @@ def test_a_race_from_the_command_line_and_again(capsys, tmp_path):
     assert [row["method"] for row in rows] == ["grpo", "dapo"] and set(rows[0]["searched"]) == {"0.003", "0.01"}
     assert rows[0]["answers"] == 4 * 4 * 4 <= rows[1]["answers"] and rows[0]["over_first"] is None
     page = (tmp_path / "out" / "race.html").read_text()
-    assert "held-out reward" in out and "o grpo   x dapo" in out
+    assert "held-out tasks" in out and "o grpo   x dapo" in out
     assert not re.search(r"https?:|<script|@import|url\(", page) and "Step sizes tried" in page
     code, again, _ = run(capsys, "grpo", "dapo", *line)
     assert code == 0 and "seed 0:" not in again  # everything was there
-    assert again.split("held-out")[1] == out.split("held-out")[1]
+    assert again.split("Reward of")[1] == out.split("Reward of")[1]
     code, more, _ = run(capsys, "grpo", *words(tmp_path, "--seeds", 3, "--lrs", "0.003,0.01"))
     assert code == 0 and re.findall(r"seed (\d+):", more) == ["2"]
 
@@ -111,6 +112,23 @@ def test_a_run_that_stops_itself_is_a_result(tmp_path):
     assert "&lt;task&gt;" in page and "stopped itself" in page
 
 
+def test_by_the_rewards_of_training(capsys, tmp_path):
+    code, out, err = run(capsys, "grpo", *words(tmp_path, "--seeds", 1, "--lr", 0.01, "--by", "training"))
+    assert code == 0, err
+    assert "Mean reward of the samples of 2 steps" in out and "Step size 0.01 for all, not searched." in out
+    steps = toy.lines(tmp_path / "out" / "grpo" / "lr-0.01-seed-0" / "metrics.jsonl")
+    curve = json.loads((tmp_path / "out" / "race.json").read_text())["curves"]["grpo"]["0"]
+    rewards = [m["reward_mean"] for m in steps]
+    assert curve == [[2, pytest.approx(sum(rewards[:2]) / 2)], [4, pytest.approx(sum(rewards[2:]) / 2)]]
+
+
+def test_nobody_got_any_reward(capsys, tmp_path):
+    line = words(tmp_path, "--seeds", 1, "--lr", 1e-9)
+    (tmp_path / "reward.py").write_text(RIGHT.replace("'b' in", "'zz' in"))
+    code, out, _ = run(capsys, "grpo", *line)
+    assert code == 0 and "Nobody got any reward" in out
+
+
 # --- figures by hand -----------------------------------------------------------------------------------------------
 
 
@@ -136,9 +154,10 @@ def test_the_table_by_hand():
 def test_the_chart():
     text = chart({"up": [(0, 0.0), (10, 1.0)], "flat": [(0, 0.5), (10, 0.5)]}, width=11, height=3)
     lines = text.splitlines()
-    assert lines[1].startswith("   1.00 |") and lines[1].endswith("o") and lines[3].startswith("   0.00 |o")
-    assert lines[2].endswith("|xxxoooooxxx") and lines[-1] == "o up   x flat"
+    assert lines[0].startswith("   1.00 |") and lines[0].endswith("o") and lines[2].startswith("   0.00 |o")
+    assert lines[1].endswith("|xxxoooooxxx") and lines[-1] == "o up   x flat"
     assert chart({}) == "No run was measured."
+    assert chart({"zero": [(0, 0.0), (10, 0.0)]}, width=11, height=3).splitlines()[2] == "   0.00 |" + "o" * 11
 
 
 class Page(HTMLParser):
