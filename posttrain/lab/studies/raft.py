@@ -2,9 +2,10 @@
 
 Best-of-n by gold itself, so that no proxy is in the way. Its exact KL is taken of the empirical distribution of many
 answers to each prompt; the KL of RAFT is measured on what the trained model writes. One round each, all from the same
-start, with the same prompts.
+start, with the same prompts. RRHF, beside, gets as many answers to them and as many passes.
 """
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from statistics import fmean
@@ -12,16 +13,20 @@ from typing import Any
 
 import torch
 
-from posttrain.algorithms import best_of_n
+from posttrain.algorithms import best_of_n, rrhf
 from posttrain.algorithms.best_of_n import Keep
+from posttrain.assets.world import demos, people
 from posttrain.data.rows import Data
 from posttrain.lab.portrait_runs import LINEAR, column, gold_and_proxy, kl_per_answer, settings, start
 from posttrain.lab.study import Cells, Figure, Study, interval, paired
 from posttrain.models.load import load
 from posttrain.objectives.selection import best_of_n_bound, best_of_n_kl, best_of_n_value
+from posttrain.recipes import comparisons
+from posttrain.recipes import measure as measures
 from posttrain.recipes.stages import stage
-from posttrain.records import Trajectory
+from posttrain.records import Stop, Trajectory
 from posttrain.sample.base import SamplingParams
+from posttrain.train.checkpoint import write_text
 from posttrain.train.learner import Optim
 
 POOL = 64
@@ -31,23 +36,47 @@ def measure(given: Mapping[str, Any], seed: int, scratch: Path) -> Mapping[str, 
     """The start's best of n, and RAFT's single answers, on held-out people: gold, KL and the bound."""
     n, model = given["n"], start(scratch, seed, given["start_steps"])
     values, _, answers = gold_and_proxy(model, [], seed, given["asked"], POOL)
-    cfg = best_of_n.Config(
-        model=str(model), data=Data(path="builtin:about", limit=given["prompts"]), reward="gold",
-        keep=Keep(most=1, distinct="off"), prompts=16, group_size=n, steps=-(-given["prompts"] // 16),
-        sampling=SamplingParams(max_tokens=64), epochs=given["epochs"], optim=Optim(lr=given["lr"], schedule=LINEAR),
-        run=settings(seed),
-    )  # fmt: skip
-    trained = stage(scratch / "raft", best_of_n, cfg).model
+    trained = stage(scratch / given["method"], *METHODS[given["method"]](given, seed, scratch, model)).model
     single, _, written = gold_and_proxy(trained, [], seed, given["asked"], 4)
     table = torch.tensor(values, dtype=torch.float64)
     return {
         "bound": best_of_n_bound(n),
         "exact": fmean(empirical_kl(v, a, n) for v, a in zip(values, answers, strict=True)),
-        "raft_kl": kl_per_answer(load(trained).model, load(model).model, [m for a in written for m in a]),
+        "kl": kl_per_answer(load(trained).model, load(model).model, [m for a in written for m in a]),
         "start_gold": float(table.mean()),
         "best_gold": float(best_of_n_value(table, table, n).mean()),
-        "raft_gold": fmean(x for row in single for x in row),
+        "gold": fmean(x for row in single for x in row),
     }
+
+
+def by_raft(given: Mapping[str, Any], seed: int, scratch: Path, model: Path) -> tuple[Any, Any]:
+    """The best of n answers to each prompt, learned by cross-entropy."""
+    return best_of_n, best_of_n.Config(
+        model=str(model), data=Data(path="builtin:about", limit=given["prompts"]), reward="gold",
+        keep=Keep(most=1, distinct="off"), prompts=16, group_size=given["n"], steps=-(-given["prompts"] // 16),
+        sampling=SamplingParams(max_tokens=64), epochs=given["epochs"], optim=Optim(lr=given["lr"], schedule=LINEAR),
+        run=settings(seed),
+    )  # fmt: skip
+
+
+def by_rrhf(given: Mapping[str, Any], seed: int, scratch: Path, model: Path) -> tuple[Any, Any]:
+    """All n answers to each prompt, in gold's order; those that end, equal ones once."""
+    path = scratch / "rankings.jsonl"
+    if not path.exists():
+        rows = []
+        asked = demos.about_prompts(people.SEEN, given["prompts"], 0)  # the prompts that RAFT reads
+        for task, members in zip(asked, comparisons.sampled(load(model), asked, given["n"], seed), strict=True):
+            scored = {m.completion: measures.gold_of(m) for m in members if m.stop is Stop.END}
+            if len(scored) > 1:
+                rows.append({"prompt": task.prompt[0].content, "answers": [*scored], "scores": [*scored.values()]})
+        write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
+    return rrhf, rrhf.Config(
+        model=str(model), data=Data(path=str(path)), batch_size=16, epochs=given["epochs"], eval_every=0,
+        optim=Optim(lr=given["lr"], schedule=LINEAR), run=settings(seed),
+    )  # fmt: skip
+
+
+METHODS = {"raft": by_raft, "rrhf": by_rrhf}
 
 
 def empirical_kl(values: list[float], answers: tuple[Trajectory, ...], n: int) -> float:
@@ -70,15 +99,20 @@ def read(cells: Cells) -> list[Figure]:
         text = f"{what}: {start:.3f} → {end:.3f}, {gap:+.3f} [{low:+.3f}, {high:+.3f}]{more}"
         figures.append(Figure(what=what, before=start, after=end, low=low, high=high, seen=seen, text=text))
 
-    for arm, cell in cells.items():
-        got = {name: column(cell, name) for name in next(iter(cell.values()))}
+    arms = sorted((a for a in cells if a.startswith("n")), key=lambda a: int(a[1:]))
+    for arm in arms:
+        got = {name: column(cells[arm], name) for name in next(iter(cells[arm].values()))}
         compare(f"{arm}: nats, bound → exact KL of best-of-n", got["bound"], got["exact"], -1)
-        compare(f"{arm}: nats, bound → KL of RAFT", got["bound"], got["raft_kl"], -1)
+        compare(f"{arm}: nats, bound → KL of RAFT", got["bound"], got["kl"], -1)
         best = f"; the start's best of n has {interval(got['best_gold'])[0]:.3f}"
-        compare(f"{arm}: gold, start → RAFT's single answers", got["start_gold"], got["raft_gold"], +1, best)
-    arms = sorted(cells, key=lambda a: int(a[1:]))
-    few, many = (column(cells[a], "raft_kl") for a in (arms[0], arms[-1]))
+        compare(f"{arm}: gold, start → RAFT's single answers", got["start_gold"], got["gold"], +1, best)
+    few, many = (column(cells[a], "kl") for a in (arms[0], arms[-1]))
     compare(f"nats, KL of RAFT at {arms[0]} → at {arms[-1]}", few, many, +1)
+    if "rrhf8" in cells and "n8" in cells:
+        for what, name in (("gold", "gold"), ("nats of KL", "kl")):
+            compare(
+                f"{what}, RAFT → RRHF on as many answers", column(cells["n8"], name), column(cells["rrhf8"], name), +1
+            )
     return figures
 
 
@@ -87,8 +121,11 @@ _SIZE = {"start_steps": 100, "asked": 24, "prompts": 192, "epochs": 6.0, "lr": 3
 STUDY = Study(
     name="raft",
     claim="best-of-n stays under its KL bound, RAFT follows it, and its single answers follow best-of-n's gold",
-    source="Dong et al. 2023 (arXiv 2304.06767); Beirami et al. 2024 (arXiv 2401.01879)",
-    arms={f"n{n}": {"n": n, **_SIZE} for n in (2, 4, 8, 16)},
+    source="Dong et al. 2023 (arXiv 2304.06767); Yuan et al. 2023 (2304.05302); Beirami et al. 2024 (2401.01879)",
+    arms={
+        **{f"n{n}": {"method": "raft", "n": n, **_SIZE} for n in (2, 4, 8, 16)},
+        "rrhf8": {"method": "rrhf", "n": 8, **_SIZE, "lr": 1e-4},
+    },
     seeds=(0, 1, 2),
     measure=measure,
     read=read,
