@@ -16,7 +16,7 @@ import pytest
 import posttrain
 from posttrain.cli import doctor
 from posttrain.cli.main import VERBS
-from posttrain.cli.train import METHODS
+from posttrain.cli.train import CONTROL, METHODS
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -64,7 +64,8 @@ def test_every_verb_and_method_exists():
     for module, _ in VERBS.values():
         assert (ROOT / (module.replace(".", "/") + ".py")).exists(), module
     for name in METHODS:
-        assert (ROOT / f"posttrain/algorithms/{name}.py").exists(), name
+        home = f"control/{CONTROL[name]}" if name in CONTROL else f"algorithms/{name}"
+        assert (ROOT / f"posttrain/{home}.py").exists(), name
 
 
 def test_public_names_exist():

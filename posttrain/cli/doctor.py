@@ -21,6 +21,7 @@ EXTRAS: dict[str, tuple[str, str]] = {
     "math": ("math_verify", "symbolic comparison of mathematical answers"),
     "vllm": ("vllm", "fast sampling on a GPU"),
     "ray": ("ray", "many machines"),
+    "control": ("gymnasium", "control tasks"),
     "book": ("markdown_it", "building the book"),
     "dev": ("pytest", "tests"),
 }

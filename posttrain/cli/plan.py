@@ -7,7 +7,7 @@ from typing import Any
 
 from posttrain import config
 from posttrain.cli.options import help_text, wants_help
-from posttrain.cli.train import METHODS, method
+from posttrain.cli.train import CONTROL, METHODS, method
 from posttrain.errors import ConfigError, UsageError
 
 _USAGE = "posttrain plan METHOD [options]      posttrain plan CONFIG.toml | RUN [options]"
@@ -99,6 +99,11 @@ def _config(words: list[str]) -> tuple[str, Any]:
 
 def _plan(name: str, cfg: Any, own: dict[str, float]) -> dict[str, Any]:
     """Everything that is known, as plain values."""
+    if name in CONTROL:
+        raise UsageError(
+            f"{name} trains networks of a few thousand weights, whose memory is nobody's worry. "
+            f"posttrain train {name} --dry-run says what a run would do."
+        )
     from posttrain.algorithms.plan import demand, rows_of
     from posttrain.train.demand import PROCESS, moments, remedies
     from posttrain.train.machine import Machine, machine

@@ -276,8 +276,11 @@ class Learner:
                 continue
             place = bad.nonzero()[0].tolist()
             row = int(rows[place[0] * (len(rows) // len(value))])  # of a pair: its first row
-            ids = batch.tokens[row][batch.attend[row]].tolist()
-            text = str(ids[:40]) if self.tokenizer is None else f'"{self.tokenizer.decode(ids)[:200]}"'
+            if isinstance(batch, TokenBatch):
+                ids = batch.tokens[row][batch.attend[row]].tolist()
+                text = str(ids[:40]) if self.tokenizer is None else f'"{self.tokenizer.decode(ids)[:200]}"'
+            else:
+                text = batch.words(row)
             return (
                 f'optimizer step {self.version}: the term "{name}" is {float(value[tuple(place)])} at row {row}'
                 + (f", token {place[1]}" if len(place) > 1 else "")
@@ -324,7 +327,12 @@ class Learner:
 
 
 def forward(model: nn.Module, batch: TokenBatch, needs: tuple[Need, ...]) -> Outputs:
-    """One packed forward pass over all rows; log-probabilities are computed only where the mask is true."""
+    """One packed forward pass over all rows; log-probabilities are computed only where the mask is true.
+
+    A batch of another kind, such as the steps of a control task, says itself what a model makes of it.
+    """
+    if not isinstance(batch, TokenBatch):
+        return Outputs(**batch.forward(model, needs))
     packing = pack(batch.attend, batch.tokens, batch.group)
     attention = packed_attention(packing)
     hidden = model.flat(batch.tokens[packing.own], packing.positions, attention)  # [M, D]

@@ -95,6 +95,7 @@ DISTILLATION = [
 
 REWARDS = [
     Formula(o.bradley_terry, "chosen/score, rejected/score, margin: N", {"centering": 0.1, "label_smoothing": 0.2}),
+    Formula(o.careless_bradley_terry, "first/score, second/score, label: N", {"error": 0.2}),
     Formula(o.davidson, "first, second: N; outcome: N; log_tie: "),
     Formula(o.top_choice, "scores, mask: NT; best/first: N", pads="right"),
     *(Formula(f, "scores, mask/prefix: NT", pads="right") for f in (o.plackett_luce, o.all_pairs)),

@@ -10,6 +10,7 @@ from posttrain.objectives.reward import (
     all_pairs,
     bradley_terry,
     calibration_error,
+    careless_bradley_terry,
     davidson,
     outcome,
     plackett_luce,
@@ -248,3 +249,34 @@ def test_refusals():
         davidson(torch.zeros(2), torch.zeros(2), torch.tensor([1.0, 0.3]), torch.zeros(()))
     with pytest.raises(ConfigError, match="bins"):
         calibration_error(torch.zeros(2), bins=0)
+
+
+@pytest.mark.parametrize("error", [0.0, 0.1, 0.4])
+def test_a_careless_judge_against_a_loop(error):
+    first, second = torch.randn(6, dtype=torch.float64), torch.randn(6, dtype=torch.float64)
+    label = torch.tensor([1.0, 0, 0.5, 1, 0, 0.25], dtype=torch.float64)
+    loss, metrics = careless_bradley_terry(first, second, label, error=error)
+    for i in range(6):
+        p = (1 - error) * sigmoid(float(first[i] - second[i])) + error / 2
+        expected = -float(label[i]) * math.log(p) - (1 - float(label[i])) * math.log(1 - p)
+        assert math.isclose(float(loss[i]), expected, rel_tol=1e-9)
+        right = abs(float(first[i] > second[i]) - (1 - float(label[i])))
+        assert math.isclose(float(metrics["accuracy"][i]), right)
+    assert torch.equal(metrics["margin"], first - second)
+
+
+def test_a_careless_judges_worked_numbers():
+    first, second, one = torch.tensor([0.8]), torch.tensor([0.4]), torch.ones(1)
+    assert round(careless_bradley_terry(first, second, one)[0].item(), 6) == 0.529637
+    assert round(careless_bradley_terry(first, second, one, error=0.0)[0].item(), 6) == 0.513015
+    assert round(careless_bradley_terry(first, second, one / 2, error=0.0)[0].item(), 6) == 0.713015
+    far = careless_bradley_terry(torch.tensor([-1e4]), torch.zeros(1), one)[0]
+    assert math.isclose(far.item(), -math.log(0.05), rel_tol=1e-6)
+    same = careless_bradley_terry(one, one, one)[1]["accuracy"]
+    assert same.tolist() == [0.5]
+    gap = torch.tensor([-1e4, 3.0], requires_grad=True)
+    careless_bradley_terry(gap, torch.zeros(2), torch.ones(2), error=0.0)[0].sum().backward()
+    assert gap.grad.isfinite().all()
+    for error in (-0.1, 1.0):
+        with pytest.raises(ConfigError, match="share of random answers"):
+            careless_bradley_terry(first, second, one, error=error)
