@@ -4,7 +4,7 @@ ENV := .venv
 BIN := $(ENV)/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt
 
-.PHONY: demo test test-slow oracles docs-check mutants packaging base bench bench-gpu bench-check wheel lint clean
+.PHONY: demo test test-slow oracles docs-check mutants packaging base bench bench-gpu bench-check golden studies wheel lint clean
 
 demo: $(ENV)/.installed                   ## the whole pipeline on the embedded base
 	$(BIN)/posttrain demo
@@ -36,6 +36,12 @@ bench-gpu: $(ENV)/.installed-dev          ## the same on a GPU, a part of it per
 
 bench-check: $(ENV)/.installed-dev        ## measure times and compare with the recorded ones
 	$(BIN)/python benchmarks/check.py
+
+golden: $(ENV)/.installed-dev             ## a short run of every method, three seeds, against what is recorded; resumes
+	$(BIN)/posttrain lab golden --fresh $(LAB)
+
+studies: $(ENV)/.installed-dev            ## the larger comparisons (hours); resumes; LAB="beside_trl --seeds 10" picks
+	$(BIN)/posttrain lab studies $(LAB)
 
 wheel: $(ENV)/.installed-dev              ## dist/*.whl
 	rm -rf build dist

@@ -65,7 +65,7 @@ def machine() -> dict:
 def code() -> str:
     """A short name of what is measured: our package and the workers."""
     digest = hashlib.sha256()
-    shown = ("compare.py", "report.py", "check.py", "head_memory.py")  # change no figure
+    shown = ("compare.py", "curves.py", "report.py", "check.py", "head_memory.py")  # change no figure
     files = [*(HERE.parent / "posttrain").rglob("*.py"), *(p for p in HERE.glob("*.py") if p.name not in shown)]
     for path in sorted(files):
         digest.update(path.read_bytes())

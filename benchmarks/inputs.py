@@ -104,9 +104,9 @@ JOBS = {
 """Of "sample-N": N sequences at a time, until all prompts of the step have their answers."""
 
 
-def model_folder(size: str, *, scalar: bool = False) -> Path:
+def model_folder(size: str, *, scalar: bool = False, root: Path = SCRATCH) -> Path:
     """A random model of a size, written at the first call; scalar: with a random head of one number."""
-    folder = SCRATCH / "models" / (size + ("-scalar" if scalar else ""))
+    folder = root / "models" / (size + ("-scalar" if scalar else ""))
     if (folder / "config.json").is_file():
         return folder
     shape = SIZES[size]
@@ -141,7 +141,7 @@ def data_files(size: str, job: str, steps: int, seed: int) -> tuple[Path, Path]:
         vocab = SIZES[size].vocab - len(SPECIAL)
         rows = [_row(what.kind, draw, vocab) for _ in range(what.rows * steps)]
         ours.write_text("".join(json.dumps(row) + "\n" for row in rows))
-        theirs.write_text(json.dumps(_as_ids(size, what, ours, steps, seed)))
+        theirs.write_text(json.dumps(as_ids(size, what, ours, steps, seed)))
     return ours, theirs
 
 
@@ -169,7 +169,7 @@ def _length(draw: random.Random, *, mean: float, spread: float, least: int, most
     return min(most, max(least, round(draw.lognormvariate(math.log(mean) - spread**2 / 2, spread))))
 
 
-def _as_ids(size: str, what: Job, path: Path, steps: int, seed: int) -> list[dict]:
+def as_ids(size: str, what: Job, path: Path, steps: int, seed: int) -> list[dict]:
     """Of each step the number of tokens in its rows, and the rows as ids, rendered and picked by our own functions."""
     loaded = load(model_folder(size))
     texts = [json.loads(line) for line in path.read_text().splitlines()]

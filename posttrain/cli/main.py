@@ -23,6 +23,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "data": ("posttrain.cli.data", "look at data as training sees it, with its mask"),
     "runs": ("posttrain.cli.runs", "list runs, or show one"),
     "doctor": ("posttrain.cli.doctor", "what is installed; what a run's invariants say"),
+    "lab": ("posttrain.cli.lab", "golden runs and studies: does each method do what its paper says?"),
     "export": ("posttrain.cli.export", "write a run's model as an ordinary Hugging Face folder"),
     "model-card": ("posttrain.cli.card", "the model card of the embedded base"),
     "methods": ("posttrain.cli.methods", "policy-gradient methods as a table; what some do to the same answers"),

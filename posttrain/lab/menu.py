@@ -17,12 +17,14 @@ GOLDEN = (
     "ppo",
     "presets",
     "reinforce",
+    "sft",
     "vapo",
 )
 """One per method: one setting, three seeds."""
 
 STUDIES = (
     "baseline",
+    "beside_trl",
     "clip_higher",
     "dynamic_sampling",
     "kl_controller",
@@ -42,7 +44,7 @@ STUDIES = (
 FOLDERS = {"golden": GOLDEN, "studies": STUDIES}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Entry:
     """A study and where it is written."""
 
@@ -52,21 +54,27 @@ class Entry:
     """Dotted name of its file."""
     study: Study
 
+    @property
+    def words(self) -> tuple[str, str]:
+        """By which it is asked for: its own name, and that of its file."""
+        return self.study.name, self.module.rpartition(".")[2]
+
 
 def entries(kind: str, names: Iterable[str] = ()) -> list[Entry]:
     """The studies of a kind in the menu's order; with names, those alone: of a study, or of a file with several.
 
     Raises UsageError for an unknown name.
     """
-    found = [e for name in FOLDERS[kind] for e in of_module(f"posttrain.lab.{kind}.{name}", kind)]
     wanted = [name.replace("-", "_") for name in names]
-    known = [w for e in found for w in (e.study.name, e.module.rpartition(".")[2])]
+    files = [f for f in FOLDERS[kind] if f in wanted] if set(wanted) <= set(FOLDERS[kind]) else []
+    found = [e for f in files or FOLDERS[kind] for e in of_module(f"posttrain.lab.{kind}.{f}", kind)]
+    known = [word for e in found for word in e.words]
     for name in wanted:
         if name not in known:
             other = [k for k in FOLDERS if k != kind and name in FOLDERS[k]]
             hint = f"It is one of {other[0]}. " if other else ""
             raise UsageError(f'there is no study "{name}" in {kind}. {hint}{nearest(name, dict.fromkeys(known))}')
-    return [e for e in found if not wanted or {e.study.name, e.module.rpartition(".")[2]} & set(wanted)]
+    return [e for e in found if not wanted or set(e.words) & set(wanted)]
 
 
 def of_module(module: str, kind: str = "studies") -> list[Entry]:

@@ -76,9 +76,9 @@ class Study:
 def interval(values: Sequence[float], confidence: float = 0.95) -> tuple[float, float, float]:
     """(mean, low, high) of a figure over seeds: Student's t interval for the mean.
 
-        mean ± t · s / √n,   s² = Σ (x - mean)² / (n - 1),   t: quantile (1 + confidence) / 2 at n - 1 degrees of freedom
+        mean ± t · s / √n,   s² = Σ (x - mean)² / (n - 1),   t: `t_quantile(n - 1, confidence)`
 
-    Student 1908. A single value says nothing about others: its interval is infinite. (1, 2, 3): 2, from -0.484 to 4.484.
+    Student 1908. Of 1, 2, 3: 2, from -0.484 to 4.484. A single value says nothing of others: its interval is infinite.
     """
     if not values:
         raise ValueError("an interval needs one value at least")
