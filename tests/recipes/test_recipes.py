@@ -106,12 +106,12 @@ def test_every_kind_of_problem_takes_its_turn():
     assert all(verify(t, t.answer).value == 1 for t in asked)
 
 
-def test_the_small_model_is_the_base_without_every_second_layer(tmp_path):
+def test_the_small_model_is_the_base_without_its_last_layer_but_one(tmp_path):
     small, base = load(r1.smaller(tmp_path / "small")), load("base")
-    assert small.model.cfg.num_hidden_layers == base.model.cfg.num_hidden_layers // 2
+    assert small.model.cfg.num_hidden_layers == base.model.cfg.num_hidden_layers - 1
     assert (
         small.template is not None
-        and (small.model.layers[1].mlp.up_proj.weight == base.model.layers[2].mlp.up_proj.weight).all()
+        and (small.model.layers[-1].mlp.up_proj.weight == base.model.layers[-1].mlp.up_proj.weight).all()
     )
     stamp = (tmp_path / "small" / "model.safetensors").stat().st_mtime_ns
     r1.smaller(tmp_path / "small")

@@ -28,7 +28,7 @@ def read(cells: Cells) -> list[Figure]:
         ("r1", "zero", "greedy", "problems solved, R1-Zero → R1"),
         ("r1", "zero", "pass_1", "pass@1, R1-Zero → R1"),
         ("r1", "zero", "other", "other tasks solved, R1-Zero → R1"),
-        ("small", "cold", "greedy", "problems solved, cold start → distilled into half the layers"),
+        ("small", "cold", "greedy", "problems solved, cold start → distilled, a layer fewer"),
     ):
         before, after = column(cell, f"{other}_{key}"), column(cell, f"{one}_{key}")
         gain, low, high = paired(after, before)
