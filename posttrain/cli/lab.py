@@ -87,48 +87,63 @@ def _minutes(known: dict[str, Any] | None) -> str:
 
 def _run(entries: Sequence[Any], options: Options) -> bool:
     """Run what is missing, record what is new, print the table. True where something is wrong."""
-    from posttrain.lab import cells, digest, verdict
+    from posttrain.lab import cells, digest
 
-    wanted = {e.study.name: cells.cells_of(e, seeds_of(e.study.seeds, options.seeds)) for e in entries}
-    known = {e.study.name: digest.load(e.study.name) for e in entries}
+    wanted = {e: cells.cells_of(e, seeds_of(e.study.seeds, options.seeds)) for e in entries}
+    known = {e: digest.load(e.study.name) for e in entries}
     missing = [c for group in wanted.values() for c in cells.missing(group, options.fresh)]
-    print(
-        f"{sum(map(len, wanted.values()))} cells of {len(entries)} studies, {len(missing)} of them to run", flush=True
-    )
+    count = sum(map(len, wanted.values()))
+    print(f"{count} cells of {len(entries)} studies, {len(missing)} of them to run", flush=True)
+    left = {e: sum(c.entry is e for c in missing) for e in entries}
+    concluded = {e: _conclude(wanted[e], known[e], options) for e in entries if not left[e]}
+
+    def done(cell: Any) -> None:
+        left[cell.entry] -= 1
+        if not left[cell.entry]:
+            concluded[cell.entry] = _conclude(wanted[cell.entry], known[cell.entry], options)
+
     ran = cells.run_cells(
         missing,
         processes=options.processes,
-        expected=lambda c: digest.seconds_of(known[c.entry.study.name], c),
+        expected=lambda c: digest.seconds_of(known[c.entry], c),
         say=lambda text: print(text, flush=True),
+        done=done,
     )
-    broken = {cell.entry.study.name for cell in ran.failed}
-    table, bad = _table(), bool(broken)
+    table = _table()
     for entry in entries:
-        name, study = entry.study.name, entry.study
-        if name in ran.skipped or name in broken:
-            table.add_row(name, study.claim, "", "", "", "", "passed over" if name in ran.skipped else "failed", "")
-            continue
-        try:
-            made, old = digest.make(entry, wanted[name]), known[name]
-        except (ValueError, ArithmeticError, LookupError) as error:
-            print(f"{name}: its cells ran, and cannot be read: {type(error).__name__}: {error}")
-            table.add_row(name, study.claim, "", "", "", "", "failed", "")
-            bad = True
-            continue
-        if old and (why := digest.outdated(study, old)):
-            print(f"{name}: {why}; it is recorded anew.")
-            old = None
-        rows = verdict.judge(made, old)
-        _add(table, made, rows)
-        bad |= any(row.verdict == "moved" for row in rows)
-        if options.record or (old is None and options.seeds is None):
-            print(f"wrote {digest.write(made)}")
+        if found := concluded.get(entry):
+            _add(table, *found)
+        else:
+            word = "passed over" if entry.study.name in ran.skipped else "failed"
+            table.add_row(entry.study.name, entry.study.claim, "", "", "", "", word, "")
     _print(table)
     for cell, log in ran.failed.items():
         print(f"failed: {cell}: {log}")
     for name, why in ran.skipped.items():
         print(f"passed over: {name}: {why}")
-    return bad
+    moved = any(row.verdict == "moved" for found in concluded.values() if found for row in found[1])
+    return moved or bool(ran.failed) or None in concluded.values()
+
+
+def _conclude(cells: Sequence[Any], old: dict[str, Any] | None, options: Options) -> tuple | None:
+    """The digest of a study whose cells are all there, and its figures beside the record; None where it is unreadable.
+
+    It is written where there is none of these settings, or where it is asked for.
+    """
+    from posttrain.lab import digest, verdict
+
+    entry = cells[0].entry
+    try:
+        made = digest.make(entry, cells)
+    except (ValueError, ArithmeticError, LookupError) as error:
+        print(f"{entry.study.name}: its cells ran, and cannot be read: {type(error).__name__}: {error}", flush=True)
+        return None
+    if old and (why := digest.outdated(entry.study, old)):
+        print(f"{entry.study.name}: {why}", flush=True)
+        old = None
+    if options.record or (old is None and options.seeds is None):
+        print(f"wrote {digest.write(made)}", flush=True)
+    return made, verdict.judge(made, old)
 
 
 def seeds_of(own: Sequence[int], number: int | None) -> tuple[int, ...]:

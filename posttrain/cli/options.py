@@ -31,7 +31,7 @@ def wants_help(words: Sequence[str]) -> bool:
 def help_text(cls: type, usage: str, more: Mapping[str, str] | None = None) -> str:
     """All fields of a config class with types, defaults and documentation. more: further flags with their text."""
     width = min(get_terminal_size().columns, 110)
-    lines = [usage, "", *textwrap.wrap((cls.__doc__ or "").strip(), width), ""]
+    lines = [usage, "", *textwrap.wrap(" ".join((cls.__doc__ or "").split()), width), ""]
     for flag, text in (more or {}).items():
         lines += [f"  {flag}", *_indented(text, width)]
     for field_name, table in getattr(cls, "PRESETS", {}).items():

@@ -266,7 +266,7 @@ def test_the_command_records_then_compares(made, capsys):
     record["arms"]["b"]["x"] = 2
     path.write_text(json.dumps(record))
     assert lab.main(["studies", "adding"]) == 0
-    assert "its settings changed since it was recorded (b); it is recorded anew" in capsys.readouterr().out
+    assert "its settings changed since it was recorded (b)" in capsys.readouterr().out
     assert lab.main(["studies", "adding", "--list"]) == 0
     assert "b is more than a" in capsys.readouterr().out
 
@@ -278,6 +278,15 @@ def test_the_command_says_what_failed(made, capsys):
     assert lab.main(["studies", "lacking"]) == 0
     assert "passed over: lacking: it needs a package" in capsys.readouterr().out
     assert not os.path.exists("digests")
+
+
+def test_a_study_that_cannot_be_read_is_told(made, capsys, monkeypatch):
+    study = made["adding"].study
+    broken = menu.Entry("studies", "made_studies", Study(**(vars(study) | {"read": lambda cells: cells["c"]})))
+    monkeypatch.setattr(menu, "entries", lambda kind, names=(): [broken, made["lacking"]])
+    assert lab.main(["studies"]) == 1
+    out = capsys.readouterr().out
+    assert "adding: its cells ran, and cannot be read: KeyError: 'c'" in out and "passed over: lacking" in out
 
 
 def test_more_seeds(made):
