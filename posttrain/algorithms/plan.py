@@ -9,9 +9,21 @@ from typing import Any
 
 from torch import nn
 
-from posttrain.algorithms import best_of_n, group, ppo, preference, reinforce, reward_model, sft, vapo
+from posttrain.algorithms import (
+    best_of_n,
+    group,
+    online_preference,
+    ppo,
+    preference,
+    reinforce,
+    reward_model,
+    rrhf,
+    sft,
+    unpaired,
+    vapo,
+)
 from posttrain.algorithms.onpolicy import make_critic
-from posttrain.data.rows import PairRow, Rows, demonstrations, pairs, room, tasks
+from posttrain.data.rows import PairRow, RankingRow, Rows, demonstrations, pairs, rankings, room, tasks, verdicts
 from posttrain.errors import ConfigError, DataError
 from posttrain.models.heads import ScalarModel
 from posttrain.models.load import described
@@ -19,9 +31,14 @@ from posttrain.models.lora import add_adapters
 from posttrain.records import Segment
 from posttrain.train.demand import Demand
 
-_MODULES = {module.Config: module for module in (sft, reward_model, preference, group, reinforce, ppo, vapo, best_of_n)}
+_MODULES = {
+    module.Config: module
+    for module in (sft, reward_model, preference, unpaired, rrhf, online_preference, group, reinforce, ppo, vapo,
+                   best_of_n)
+}  # fmt: skip
 _READERS = {
     sft: demonstrations, reward_model: pairs, preference: pairs,
+    unpaired: verdicts, rrhf: rankings, online_preference: tasks,
     group: tasks, reinforce: tasks, ppo: tasks, vapo: tasks, best_of_n: tasks,
 }  # fmt: skip
 
@@ -37,10 +54,10 @@ def rows_of(cfg: Any, longest: int | None = None) -> Rows:
 
     longest: tokens of the longest row, or for methods that sample of the longest prompt. The data are then not read.
     """
-    module, loaded = _MODULES[type(cfg)], described(cfg.model, template=cfg.template)
+    read, loaded = _reader(cfg), described(cfg.model, template=cfg.template)
     if longest is None and loaded.tokenizer is not None:
         try:
-            return _READERS[module](cfg.data, loaded)
+            return read(cfg.data, loaded)
         except DataError as error:
             raise DataError(
                 f"{error}\nTo plan without reading the data, give --longest N, the tokens of its longest row."
@@ -48,13 +65,21 @@ def rows_of(cfg: Any, longest: int | None = None) -> Rows:
     most = room(cfg.data, loaded)
     if longest is not None and not 0 < longest <= most:
         raise ConfigError(f"--longest {longest}: a row of this model has between 1 and {most} tokens")
-    if _READERS[module] is tasks:
+    if read is tasks:
         return Rows([], [], "", longest=longest or max(1, most - cfg.sampling.max_tokens))
     length = longest or most
     row = Segment(tokens=(0,) * length, mask=(False,) + (True,) * (length - 1))
     other = Segment(tokens=(1,) * length, mask=row.mask)  # of a pair, sharing nothing
-    stand_in = PairRow(0, (row, other)) if _READERS[module] is pairs else row
+    if read is rankings:
+        return Rows([RankingRow(0, (row, other), (1.0, 0.0))] * cfg.batch_size, [], "", longest=length)
+    stand_in = row if read is demonstrations else PairRow(0, (row, other))
     return Rows([stand_in] * cfg.batch_size, [], "", longest=length)
+
+
+def _reader(cfg: Any):
+    """What makes rows of the config's data."""
+    ranked = isinstance(cfg, reward_model.Config) and cfg.ranked
+    return rankings if ranked else _READERS[_MODULES[type(cfg)]]
 
 
 def _models(cfg: Any) -> tuple[nn.Module, ...]:

@@ -1,15 +1,16 @@
 """Direct preference optimisation and its relatives: learn from stored pairs, without reward model or sampling.
 
 The loss is an argument (`cfg.loss`, see the menu in `objectives.preference`); DPO is the first. Where it needs a
-reference, the reference's log-probabilities are computed once per row, before training, so it is not kept in memory.
+reference, that speaks of every row once, before training, and is not kept in memory; or live, and may then follow the
+policy (`cfg.reference`).
 Section 16 of the book derives the loss, section 17 compares the relatives.
 """
 
 from dataclasses import dataclass, field
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
+from posttrain.algorithms.reference import Comparison, Reference
 from posttrain.algorithms.reward_model import pair_sample
 from posttrain.batch import TokenBatch, collate_pairs, weigh_rows
 from posttrain.data.rows import Data, PairRow, Rows, pairs, pick, report, steps_for
@@ -25,6 +26,9 @@ from posttrain.train.learner import Learner, Optim, Outputs, Part, Term
 from posttrain.train.metrics import Metrics, add
 from posttrain.train.run import MAY_CHANGE, Result, Run, RunConfig
 
+WATCHED = ("accuracy", "margin", "nll", "logp_chosen", "logp_rejected")
+"""Metrics that are also taken on held-out pairs."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
@@ -38,6 +42,8 @@ class Config:
     """Pairs: columns prompt, chosen, rejected; the prompt may be implicit."""
     loss: PreferenceLoss = PreferenceLoss()
     """Which loss, and its strength."""
+    reference: Reference = Reference()
+    """What the policy is compared with."""
     batch_size: int = 32
     """Pairs per optimizer step."""
     epochs: float = 1.0
@@ -56,6 +62,11 @@ class Config:
     def __post_init__(self):
         if self.batch_size < 1:
             raise ConfigError(f"batch_size = {self.batch_size}: a step needs at least one pair")
+        if not self.loss.needs_reference and self.reference != Reference():
+            raise ConfigError(
+                f'reference.* is set, but the loss "{self.loss.name}" has no reference. Leave it out, or choose '
+                "another loss (dpo)."
+            )
 
 
 def plan(cfg: Config) -> str:
@@ -68,9 +79,11 @@ def plan(cfg: Config) -> str:
 
 
 def demand(cfg: Config, rows: Rows, model: nn.Module) -> Demand:
-    """What the largest step needs; the reference speaks before training, so it is not among it."""
+    """What the largest step needs; a reference that speaks before training is not among it."""
     policy = longest_pairs("policy", model, rows, cfg, cfg.loss.needs)
-    return Demand(trained=(policy,), steps=steps_for(cfg, len(rows.train)), words=f"{cfg.batch_size} pairs")
+    live = (model,) * (cfg.reference.when == "live")
+    words = f"{cfg.batch_size} pairs"
+    return Demand(trained=(policy,), references=live, steps=steps_for(cfg, len(rows.train)), words=words)
 
 
 def train(cfg: Config, run: Run) -> Result:
@@ -86,30 +99,34 @@ def train(cfg: Config, run: Run) -> Result:
     check_gaps(rows.train + rows.held, cfg.loss)
     model = loaded.adapted(cfg.lora, run.seed(0, "lora"))
     policy = Learner(model, cfg.optim, steps, tokenizer=loaded.chat_tokenizer)
-    references = None
+    compare, parts = None, {"policy": policy}
     if cfg.loss.needs_reference:  # before `run.load`: the model is still the reference, adapters add exactly zero
-        references = reference_logps(policy, rows.train + rows.held)
+        compare = Comparison(cfg.reference, policy, loaded, rows.train + rows.held, cfg.lora)
+    if cfg.reference.every:
+        parts["reference"] = compare.moving
 
     def loss(out: Outputs, b: TokenBatch) -> tuple[list[Term], Metrics]:
         return loss_terms(out, b, cfg.loss)
 
-    run.load({"policy": policy})
+    run.load(parts)
     probe(run, demand(cfg, rows, model), policy)
     if run.done == 0:
         run.note(report(rows))
         run.check(0, check_stop_ids([s for row in rows.train for s in row.pair], loaded.stop_ids))
     for step in run.steps(steps):
         picked = pick(rows.train, step, cfg.batch_size, cfg.run.seed)
-        batch = make_batch(picked, references, cfg.loss)
+        batch = make_batch(picked, compare, cfg.loss)
         metrics = policy.step(Part(batch, loss, cfg.loss.needs, together="group", coupled=cfg.loss.coupled))
         if step == 0:
             run.check(step, policy.first)
         metrics |= {"tokens": int(batch.mask.sum()), "epoch": (step + 1) * cfg.batch_size / len(rows.train)}
         if rows.held and run.due(step, cfg.eval_every):
-            metrics |= evaluate(policy, make_batch(rows.held, references, cfg.loss), cfg.loss)
+            metrics |= evaluate(policy, make_batch(rows.held, compare, cfg.loss), cfg.loss)
         run.log(step, metrics)
         run.keep_samples(step, [pair_sample(r, loaded.tokenizer) for r in picked])
-        run.save(step, {"policy": policy})
+        if cfg.reference.every and (step + 1) % cfg.reference.every == 0:
+            compare.moving.follow(policy.model, cfg.reference.share)
+        run.save(step, parts)
     run.check(steps, check_movement(policy.moved_since(loaded.folder)))
     return run.finish()
 
@@ -126,22 +143,20 @@ def loss_terms(out: Outputs, b: TokenBatch, loss: PreferenceLoss) -> tuple[list[
     return terms, metrics
 
 
-def make_batch(
-    rows: list[PairRow], references: dict[int, tuple[Tensor, Tensor]] | None, loss: PreferenceLoss
-) -> TokenBatch:
+def make_batch(rows: list[PairRow], compare: Comparison | None, loss: PreferenceLoss) -> TokenBatch:
     """Pairs as rows with the weights of the step, and what the loss takes beside: a reference, gaps between scores."""
     gaps = [row.margin for row in rows] if loss.needs_score_gap else None
-    batch = weigh_rows(collate_pairs([r.pair for r in rows], gaps), Average("pair"), "pair")
-    if loss.nll_weight:
-        chosen = token_weights(batch.mask & (batch.label > 0)[:, None], Average(loss.nll_average or "sequence"))
-        batch = batch.with_(weights={**batch.weights, "nll": chosen})
-    if references is None:
+    batch = weighed(collate_pairs([r.pair for r in rows], gaps), loss)
+    return batch if compare is None else compare(batch, rows)
+
+
+def weighed(batch: TokenBatch, loss: PreferenceLoss) -> TokenBatch:
+    """Rows of pairs with the averages of a step: over pairs, and over the chosen answers' tokens where they count."""
+    batch = weigh_rows(batch, Average("pair"), "pair")
+    if not loss.nll_weight:
         return batch
-    ref = torch.zeros(batch.tokens.shape)
-    for i, row in enumerate(rows):
-        for side, logp in enumerate(references[row.index]):
-            ref[2 * i + side, : len(logp)] = logp
-    return batch.with_(ref_logp=ref)
+    chosen = token_weights(batch.mask & (batch.label > 0)[:, None], Average(loss.nll_average or "sequence"))
+    return batch.with_(weights={**batch.weights, "nll": chosen})
 
 
 def check_gaps(rows: list[PairRow], loss: PreferenceLoss) -> None:
@@ -155,23 +170,9 @@ def check_gaps(rows: list[PairRow], loss: PreferenceLoss) -> None:
         )
 
 
-def reference_logps(reference: Learner, rows: list[PairRow]) -> dict[int, tuple[Tensor, Tensor]]:
-    """What the reference says of both answers of every pair, token by token.
-
-    The rows are taken in blocks of fixed content, so that a resumed run computes the same bits.
-    """
-    found = {}
-    for start in range(0, len(rows), 64):
-        block = rows[start : start + 64]
-        logp = reference.outputs(collate_pairs([r.pair for r in block])).logp
-        for i, row in enumerate(block):
-            found[row.index] = tuple(logp[2 * i + side, : len(row.pair[side].tokens)].clone() for side in (0, 1))
-    return found
-
-
 def evaluate(policy: Learner, batch: TokenBatch, loss: PreferenceLoss) -> Metrics:
     """The loss and its metrics on pairs that training does not see."""
     (first, *more), metrics = loss_terms(policy.outputs(batch, loss.needs), batch, loss)
-    found = {f"eval_{name}": x for name, x in metrics.items() if name in ("accuracy", "margin", "nll")}
+    found = {f"eval_{name}": x for name, x in metrics.items() if name in WATCHED}
     beside = sum((term.weight * term.value).sum() for term in more)
     return add(found, {"eval_loss": (first.value.sum() + len(first.value) * beside, len(first.value))})

@@ -192,6 +192,14 @@ def longest_pairs(name: str, model: nn.Module, rows: Rows, cfg: Any, needs: tupl
                    together="group", optim=cfg.optim)  # fmt: skip
 
 
+def longest_rankings(name: str, model: nn.Module, rows: Rows, cfg: Any, needs: tuple[str, ...]) -> Trained:
+    """What learns from the rankings of most tokens. cfg: has `batch_size` and `optim`."""
+    most = sorted((r.answers for r in rows.train), key=lambda said: -sum(len(s.tokens) for s in said))[: cfg.batch_size]
+    segments, group = [s for said in most for s in said], [i for i, said in enumerate(most) for _ in said]
+    return Trained(name=name, model=model, batch=collate(segments, group=group), rows=len(segments), needs=needs,
+                   together="group", optim=cfg.optim)  # fmt: skip
+
+
 def rollouts(cfg: Any, rows: Rows, model: nn.Module) -> tuple[TokenBatch, Sampling]:
     """The rows of a step in which all answers to the longest prompt are as long as they may be, and their sampler.
 

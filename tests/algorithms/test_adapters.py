@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from algorithms import test_group, test_ppo, test_preference, test_reward_model, test_sft, toy
 from algorithms.test_resume import STEPS, WRITING, assert_equal_runs, child  # noqa: F401 - a fixture
-from posttrain.algorithms import group, ppo, preference, reward_model, sft
+from posttrain.algorithms import group, ppo, preference, reference, reward_model, sft
 from posttrain.cli.export import lineage
 from posttrain.cli.main import main
 from posttrain.errors import ConfigError, ModelError
@@ -130,14 +130,14 @@ def test_preference_starts_at_the_reference_and_learns(tmp_path):
 
 def test_the_logps_of_pairs_under_the_reference_are_the_bases(tmp_path, monkeypatch):
     seen = {}
-    real = preference.reference_logps
+    real = reference.reference_logps
 
-    def watched(policy, rows):
-        seen["ours"] = real(policy, rows)
-        seen["bare"] = real(Learner(load_folder(Path(cfg.model)), cfg.optim, 1), rows)
+    def watched(model, rows, micro):
+        seen["ours"] = real(model, rows, micro)
+        seen["bare"] = real(load_folder(Path(cfg.model)), rows, micro)
         return seen["ours"]
 
-    monkeypatch.setattr(preference, "reference_logps", watched)
+    monkeypatch.setattr(reference, "reference_logps", watched)
     cfg = config(preference, tmp_path, steps=4, run=toy.quiet(save_every=2), loss=PreferenceLoss())
     toy.run(preference, cfg, tmp_path / "run")
     for index, sides in seen["ours"].items():

@@ -6,13 +6,17 @@ from dataclasses import replace
 import pytest
 
 from algorithms import toy
+from algorithms.killed import ends_in_the_same_bits
 from algorithms.test_reward_model import comparisons
-from posttrain.algorithms import preference
+from posttrain.algorithms import preference, reference
+from posttrain.algorithms.reference import Reference
 from posttrain.data.rows import Data
-from posttrain.errors import DataError
+from posttrain.errors import ConfigError, DataError
+from posttrain.models.lora import Lora
 from posttrain.objectives.preference import MENU, PreferenceLoss
 from posttrain.records import Segment
 from posttrain.train.learner import Optim
+from posttrain.train.run import RunConfig
 
 LOSSES = {"dpo": PreferenceLoss(name="dpo", beta=0.5), "ipo": PreferenceLoss(name="ipo", beta=0.1)}
 
@@ -73,8 +77,8 @@ QUICK = ("robust", "odpo", "wpo", "aot", "f_dpo_alpha", "dpo_norm", "ld_dpo", "r
 def test_every_loss_of_the_menu_learns(tmp_path, monkeypatch, name):
     """And the reference is asked only where it is needed."""
     asked = []
-    real = preference.reference_logps
-    monkeypatch.setattr(preference, "reference_logps", lambda *a: asked.append(1) or real(*a))
+    real = reference.reference_logps
+    monkeypatch.setattr(reference, "reference_logps", lambda *a: asked.append(1) or real(*a))
     cfg = config(tmp_path, loss=from_menu(name))
     assert toy.run(preference, cfg, tmp_path / "run")[1][-1]["eval_accuracy"] > LOWEST
     assert bool(asked) == from_menu(name).needs_reference
@@ -115,6 +119,56 @@ def test_the_first_step_stands_at_the_reference(tmp_path):
     _, metrics = toy.run(preference, config(tmp_path, steps=1), tmp_path / "run")
     assert metrics[0]["margin"] == pytest.approx(0, abs=1e-6)
     assert metrics[0]["loss"] == pytest.approx(math.log(2), abs=1e-6)
+
+
+# --- references -------------------------------------------------------------------------------------------------------
+
+
+def test_a_live_reference_says_what_the_stored_one_said(tmp_path):
+    results = [
+        toy.run(preference, config(tmp_path, steps=6, reference=Reference(when=when)), tmp_path / when)
+        for when in ("before", "live")
+    ]
+    for a, b in zip(*(metrics for _, metrics in results), strict=True):
+        assert a == pytest.approx(b, abs=1e-4)
+
+
+def test_a_reference_that_follows_holds_less(tmp_path):
+    """TR-DPO: the policy may go further, since the leash moves with it; right after a hard update it is slack."""
+    far = {}
+    for every, share in ((0, 0.6), (5, 0.6), (5, 1.0)):
+        reference = Reference(when="live", every=every, share=share)
+        _, metrics = toy.run(preference, config(tmp_path, steps=21, reference=reference), tmp_path / f"{every}-{share}")
+        far[every, share] = metrics[-1]["eval_logp_chosen"] - metrics[-1]["eval_logp_rejected"]
+        if share == 1.0:
+            assert all(abs(metrics[i]["margin"]) < 1e-5 for i in (5, 10, 15, 20))
+    assert far[5, 1.0] > far[0, 0.6] and far[5, 0.6] > far[0, 0.6]
+
+
+def test_another_model_as_reference(tmp_path):
+    """Then the first step does not stand at log 2."""
+    other = toy.model(tmp_path / "other", 9)
+    for when in ("before", "live"):
+        cfg = config(tmp_path, steps=1, reference=Reference(model=other, when=when))
+        metrics = toy.run(preference, cfg, tmp_path / when)[1]
+        assert abs(metrics[0]["margin"]) > 1e-3
+
+
+@pytest.mark.parametrize(("place", "at"), [("step", 4), ("_append", 7)])
+def test_a_killed_run_with_a_moving_reference_ends_in_the_same_bits(tmp_path, monkeypatch, place, at):
+    run = RunConfig(threads=1, save_every=2, samples=1)
+    cfg = config(tmp_path, steps=7, eval_every=3, run=run, reference=Reference(when="live", every=3, share=0.5))
+    ends_in_the_same_bits(preference, cfg, tmp_path, monkeypatch, place, at)
+
+
+def test_references_that_make_no_sense(tmp_path):
+    with pytest.raises(ConfigError, match='Set reference.when = "live"'):
+        Reference(every=5)
+    with pytest.raises(ConfigError, match='loss "simpo" has no reference'):
+        config(tmp_path, loss=PreferenceLoss(name="simpo"), reference=Reference(when="live"))
+    cfg = config(tmp_path, lora=Lora(rank=2), reference=Reference(when="live", every=2, share=0.5))
+    with pytest.raises(ConfigError, match="share of their two factors"):
+        toy.run(preference, cfg, tmp_path / "run")
 
 
 if __name__ == "__main__":
