@@ -28,8 +28,20 @@ METHODS: dict[str, str] = {
     "best_of_n": "best-of-n, RAFT, rejection-sampling fine-tuning, distillation: sample, choose, fine-tune",
     "ppo": "PPO with a critic and a KL leash",
     "vapo": "PPO for long answers: a pre-trained critic, λ by length, and a loss on right answers",
+    "control_reinforce": "REINFORCE on a control task of Gymnasium, with or without a baseline",
+    "trpo": "TRPO on a control task: natural gradients within a bound on the KL of a step",
+    "control_ppo": "PPO on a control task: clipped, penalised, or unclipped for study",
+    "segments": "a reward learned from comparisons of clips of a control task, and PPO on it",
 }
-"""Method -> its line in the help; the module is posttrain.algorithms.<method>."""
+"""Method -> its line in the help; the module is posttrain.algorithms.<method>, but for control tasks."""
+
+CONTROL: dict[str, str] = {
+    "control_reinforce": "reinforce",
+    "trpo": "trpo",
+    "control_ppo": "ppo",
+    "segments": "segments",
+}
+"""Methods on control tasks: their module in posttrain.control. They train a small policy, not a language model."""
 
 _FLAGS = {
     "--config FILE": "A TOML file that is read before the flags.",
@@ -47,7 +59,7 @@ def main(words: Sequence[str]) -> None:
 def _main(words: Sequence[str]) -> None:
     if not words or words[0].startswith("-"):
         print("posttrain train METHOD [options]      posttrain train METHOD --help lists its options\n")
-        print("\n".join(f"  {name:<13} {text}" for name, text in METHODS.items()))
+        print("\n".join(f"  {name:<17} {text}" for name, text in METHODS.items()))
         if words and not wants_help(words[:1]):
             raise UsageError(f'"{words[0]}" comes before the method. Write: posttrain train METHOD {words[0]} ...')
         return
@@ -75,7 +87,8 @@ def train(module: ModuleType, cfg: Any, folder: Path, command: str) -> None:
     print(f"\n{folder}: {result.steps} steps")
     for name, value in result.metrics.items():
         print(f"  {name:<26} {value:.5g}")
-    print(f"\n  posttrain chat {folder}\n  posttrain runs show {folder}\n  posttrain doctor {folder}")
+    talk = "" if module.__name__.startswith("posttrain.control.") else f"  posttrain chat {folder}\n"
+    print(f"\n{talk}  posttrain runs show {folder}\n  posttrain doctor {folder}")
 
 
 def method(name: str) -> tuple[str, ModuleType]:
@@ -83,7 +96,9 @@ def method(name: str) -> tuple[str, ModuleType]:
     key = name.replace("-", "_")
     if key not in METHODS:
         raise UsageError(f'there is no method "{name}". {nearest(key, METHODS)} `posttrain train` lists them all.')
-    return key, importlib.import_module(f"posttrain.algorithms.{key}")
+    return key, importlib.import_module(
+        f"posttrain.control.{CONTROL[key]}" if key in CONTROL else f"posttrain.algorithms.{key}"
+    )
 
 
 def default_folder(name: str, cfg: Any) -> Path:

@@ -176,6 +176,34 @@ _ROWS = (
     Metric("return_mean", "mean target", "average value target", "rises", "flat", 12, "up"),
     Metric("explained_variance", "1 - var(target - V) / var(target)", "how much of the return the critic foresees",
            "from 0 towards 1", "negative for long: worse than a constant", 12, "up"),
+    # -- control tasks ------------------------------------------------------------------------------------------------
+    Metric("episode_return", "mean Σ_t r_t over episodes that ended", "what the environment paid per episode, "
+           "undiscounted and in its own units", "rises", "falls after it rose: steps too large, or a learned reward is "
+           "being exploited", 11, "up"),
+    Metric("episode_length", "mean steps of episodes that ended", "how long episodes are", "task-dependent",
+           "at the limit where the task is to finish", 11),
+    Metric("env_steps", "count", "steps taken in the environment so far", "grows by a batch per step", "", 11),
+    Metric("kl_trust", "mean kl(old ‖ new)", "how far the policy moved in this step, in nats: exact in TRPO, k3 on the "
+           "batch after the last pass in PPO", "at or below the bound", "above it", 13),
+    Metric("kl_trust_max", "the same, its largest value where steps are joined", "how far the policy moved at most",
+           "at or below the bound", "above it", 13),
+    Metric("surrogate_gain", "mean (ρ - 1) A", "what the accepted step promises, in units of whitened advantage",
+           "above 0", "0 for many steps: the line search fails", 13, "up"),
+    Metric("search_trials", "count", "steps that the line search tried", "1 to 3",
+           "all of them: the quadratic model of the KL is poor", 13, "down"),
+    Metric("search_failed_share", "steps refused / steps", "steps for which nothing was accepted", "0",
+           "1 for many steps: the gradient is noise; larger batches", 13, "down"),
+    Metric("fisher_products", "count", "products with the Fisher matrix", "iterations + 1", "1: the gradient is 0", 13),
+    Metric("comparisons", "count", "comparisons that a labeller has answered so far", "reaches its budget",
+           "0: nothing can be learned", 7),
+    Metric("abstained_comparisons", "count", "comparisons that a labeller could not tell, so far", "few",
+           "most: clips are too short", 7),
+    Metric("predictor_loss", "mean of the comparisons' loss", "error of the learned reward on what its members drew",
+           "falls below log 2", "log 2 = 0.69: nothing is learned", 7, "down"),
+    Metric("learned_return", "mean r̂", "mean learned reward per step of the batch, normalised",
+           "rises with episode_return", "rises while episode_return falls: the reward's holes are found", 7),
+    Metric("reward_correlation", "corr(r̂, r)", "learned against true reward per step of the batch", "above 0.5",
+           "near 0 or negative: the reward is about something else", 7, "up"),
     # -- distillation, selection --------------------------------------------------------------------------------------
     Metric("kl_teacher", "mean KL", "distance to the teacher per token, in the configured direction", "falls",
            "rises", 6, "down"),
@@ -201,6 +229,7 @@ METRICS: dict[str, Metric] = {row.name: row for row in _ROWS}
 
 HEADLINE = (
     "reward_mean",
+    "episode_return",
     "eval_accuracy",
     "eval_reward",
     "nll",
