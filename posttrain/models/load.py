@@ -215,9 +215,11 @@ def _of_run(folder: Path) -> Path:
     result = read_result(folder)
     if result is not None and result.model is not None:
         return Path(result.model)
-    checkpoints = found(folder / "checkpoints")
+    checkpoints = [c for c in found(folder / "checkpoints") if any((c / n).is_file() for n in ("config.json", ADAPTER))]
     if not checkpoints:
-        raise ModelError(f"the run {folder} has no checkpoint yet. Let it train until its first one (run.save_every).")
+        raise ModelError(
+            f"the run {folder} has no checkpoint of a model yet. Let it train until its first one (run.save_every)."
+        )
     return checkpoints[-1]
 
 

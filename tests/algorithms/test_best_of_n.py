@@ -11,7 +11,8 @@ from algorithms import toy
 from posttrain.algorithms import best_of_n
 from posttrain.algorithms.best_of_n import Keep, keep, likeness
 from posttrain.data.rows import Data
-from posttrain.errors import ConfigError, InvariantError, RunError
+from posttrain.errors import ConfigError, InvariantError, ModelError, RunError
+from posttrain.models.load import load
 from posttrain.records import Group, Message, Score, Segment, Stop, Task, Trajectory
 from posttrain.sample.base import SamplingParams
 from posttrain.train.learner import Learner, Optim
@@ -119,6 +120,9 @@ def test_a_round_leaves_records_that_anyone_can_read(tmp_path):
 def test_records_alone_and_a_student(tmp_path):
     toy.run(best_of_n, config(tmp_path, rounds=1, epochs=0), tmp_path / "run")
     assert (tmp_path / "run/round-1/records.jsonl").exists() and not (tmp_path / "run/round-1/sft").exists()
+    (tmp_path / "run/result.json").unlink()  # as if it were still sampling
+    with pytest.raises(ModelError, match="no checkpoint of a model yet"):
+        load(tmp_path / "run")
     other = toy.model(tmp_path / "student", 7, context=24)
     result, _ = toy.run(best_of_n, config(tmp_path, rounds=1, student=other), tmp_path / "distilled")
     assert json.loads((result.model / "config.json").read_text())["max_position_embeddings"] == 24
