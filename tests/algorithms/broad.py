@@ -8,7 +8,7 @@ import tokenizers
 from tokenizers import AddedToken, models, pre_tokenizers
 
 from algorithms import toy
-from posttrain.algorithms import group, ppo, preference, reward_model, sft
+from posttrain.algorithms import group, ppo, preference, reinforce, reward_model, sft, vapo
 from posttrain.data.rows import Data
 from posttrain.models.decoder import Decoder, ModelConfig
 from posttrain.models.hf_format import save_folder
@@ -18,7 +18,11 @@ from posttrain.train.learner import Optim
 
 VOCAB, HIDDEN = 1031, 64  # a prime: no other size is a multiple of it by chance
 PROMPT, ANSWER = 10, 36
-METHODS = {"sft": sft, "reward_model": reward_model, "preference": preference, "group": group, "ppo": ppo}
+METHODS = {"sft": sft, "reward_model": reward_model, "preference": preference, "group": group, "ppo": ppo,
+           "reinforce": reinforce, "vapo": vapo}  # fmt: skip
+ROLLOUTS = {"group": {"prompts": 10, "group_size": 4}, "reinforce": {"prompts": 10, "group_size": 4},
+            "ppo": {"prompts": 40, "minibatches": 1, "epochs": 1},
+            "vapo": {"prompts": 10, "group_size": 4, "minibatches": 1, "pretrain_steps": 1}}  # fmt: skip
 REWARD = "def last(task, trajectory):\n    return len(trajectory.completion) % 7\n"
 
 
@@ -49,7 +53,7 @@ def config(method: str, folder: Path, **changes: Any) -> Any:
         rows = [
             {"prompt": r["prompt"], "chosen": r["completion"], "rejected": words(i, ANSWER)} for i, r in enumerate(rows)
         ]
-    if method in ("group", "ppo"):
+    if method in ROLLOUTS:
         rows = [{"prompt": r["prompt"]} for r in rows]
     common = {
         "model": model(folder / "model"),
@@ -60,12 +64,10 @@ def config(method: str, folder: Path, **changes: Any) -> Any:
         "optim": Optim(lr=1e-3),
         "run": toy.quiet(),
     }
-    if method in ("group", "ppo"):
+    if method in ROLLOUTS:
         (folder / "reward.py").write_text(REWARD)
         common |= {"reward": f"{folder / 'reward.py'}:last", "sampling": SamplingParams(max_tokens=ANSWER)}
-        common |= (
-            {"prompts": 10, "group_size": 4} if method == "group" else {"prompts": 40, "minibatches": 1, "epochs": 1}
-        )
+        common |= ROLLOUTS[method]
     else:
         common |= {"batch_size": 40 if method == "sft" else 20}
     return METHODS[method].Config(**common | changes)

@@ -138,7 +138,8 @@ def test_the_sampler_holds_its_matrices_and_while_it_writes_its_cache():
 @pytest.mark.parametrize(("method", "micro"), [*((m, 600) for m in broad.METHODS), ("sft", 16384), ("group", 16384)])
 def test_a_run_holds_what_its_plan_says(method, micro, tmp_path):
     """From loading to the last check, by the true `train`, whose rows a plan only knows by their longest."""
-    optim = {name: Optim(lr=1e-3, micro_tokens=micro) for name in ("optim", "critic_optim")[: 1 + (method == "ppo")]}
+    names = ("optim", "critic_optim")[: 1 + (method in ("ppo", "vapo"))]
+    optim = {name: Optim(lr=1e-3, micro_tokens=micro) for name in names}
     cfg = broad.config(method, tmp_path, **optim)
     planned = demand(cfg, rows_of(cfg))
     with LiveBytes() as live:

@@ -12,8 +12,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from algorithms import test_group, test_ppo, test_preference, test_reward_model, test_sft, toy
-from posttrain.algorithms import group, ppo, preference, reward_model, sft
+from algorithms import (
+    test_group,
+    test_ppo,
+    test_preference,
+    test_reinforce,
+    test_reward_model,
+    test_sft,
+    test_vapo,
+    toy,
+)
+from posttrain.algorithms import group, ppo, preference, reinforce, reward_model, sft, vapo
 from posttrain.models.decoder import Decoder
 from posttrain.objectives.advantages import NEEDS
 from posttrain.objectives.preference import PreferenceLoss
@@ -193,3 +202,16 @@ def test_the_loss_of_ppo(catch, tmp_path, clip):
     assert critic[1].needs == ("values",) and "logp" in policy[1].needs
     check(*critic)
     check(*policy)
+
+
+def test_the_loss_of_reinforce(catch, tmp_path):
+    cfg = test_reinforce.config(tmp_path, entropy=Entropy(weight=0.01), steps=1)
+    check(*catch(reinforce, cfg)[0])
+
+
+def test_the_two_losses_of_vapo(catch, tmp_path):
+    """Right answers are averaged over their own tokens, wherever these end up."""
+    cfg = test_vapo.config(tmp_path, pretrain_steps=0, right=0.3, positive=1.0, steps=1)
+    learner, part = catch(vapo, cfg, steps=2)[1]
+    assert 0 < part.batch.label.sum() < len(part.batch)
+    check(learner, part)

@@ -29,6 +29,7 @@ CASES = {
     "a bonus for entropy": ("group", {"objective": replace(GRPO, entropy=replace(GRPO.entropy, weight=0.01))}),
     "tokens chosen over the step by entropy": ("group", {"objective": PRESETS["high_entropy"]}),
     "ppo": ("ppo", {}),
+    "vapo, whose right answers are a second term": ("vapo", {"steps": 2, "right": 0.0}),
 }
 
 

@@ -86,13 +86,13 @@ def test_without_a_tokenizer_rows_are_as_long_as_they_may_be(capsys, seven):
 
 
 @pytest.mark.skipif(not BASE.is_dir(), reason=f"the embedded model is absent: {BASE}")
-@pytest.mark.parametrize("method", ["sft", "reward-model", "preference", "group", "ppo"])
+@pytest.mark.parametrize("method", ["sft", "reward-model", "preference", "group", "reinforce", "ppo", "vapo"])
 def test_in_words(capsys, method):
     code, out, _ = call(capsys, "plan", method)
     text = " ".join(out.split())
     assert code == 0 and text.startswith(f"{method.replace('-', '_')}, base: ") and "It fits: " in text
     assert "weights" in text and "together" in text and "(--longest N)" not in text
-    assert ("the sampler's keys and values" in text) == (method in ("group", "ppo"))
+    assert ("rollout" in text) == (method in ("group", "reinforce", "ppo", "vapo"))
     code, out, _ = call(capsys, "plan", method, "--memory", "0.01")
     assert code == 0 and "It does not fit: 10.2 MiB of 10.2 MiB memory are free." in out
     assert "optim.micro_tokens = " in out and "optim.recompute = true: " in out

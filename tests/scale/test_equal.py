@@ -13,7 +13,17 @@ from pathlib import Path
 
 import pytest
 import torch
-from algorithms import test_best_of_n, test_group, test_ppo, test_preference, test_reward_model, test_sft, toy
+from algorithms import (
+    test_best_of_n,
+    test_group,
+    test_ppo,
+    test_preference,
+    test_reinforce,
+    test_reward_model,
+    test_sft,
+    test_vapo,
+    toy,
+)
 from algorithms.test_adapters import base
 from algorithms.test_microbatch import uneven, uneven_pairs
 from torch import Tensor
@@ -72,6 +82,8 @@ CASES = {
     "grpo": lambda folder: of_group(folder, "grpo"),
     "kl_cov": lambda folder: of_group(folder, "kl_cov"),  # couples the tokens of a step
     "ppo": of_ppo,
+    "reinforce": lambda folder: test_reinforce.config(folder, steps=STEPS),
+    "vapo": lambda folder: test_vapo.config(folder, steps=3, pretrain_steps=1, epochs=1, right=0.3),
     "best_of_n": of_best_of_n,
     "adapters": of_adapters,  # beside frozen weights
 }

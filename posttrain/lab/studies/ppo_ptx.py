@@ -25,7 +25,7 @@ def measure(settings: Mapping[str, Any], seed: int, scratch: Path) -> Mapping[st
     """Loss per token of held-out text before and after, and right answers at the end."""
     torch.set_num_threads(1)
     text = ppo.Ptx(weight=settings["weight"], data=TEXT)
-    model = train(ppo, ppo_config(seed, steps=settings["steps"], ptx=text), scratch)
+    model = train(ppo, ppo_config(seed, steps=settings["steps"], epochs=1, ptx=text), scratch)
     return {"start": nll("base"), "end": nll(model), "right": start_and_end(scratch)["after"]}
 
 
