@@ -60,14 +60,19 @@ def test_the_right_law_fits_its_own_curve():
 
 def cells(arms: dict[str, dict[str, float]]) -> dict:
     """Three seeds of the same figures with a little noise."""
-    return {a: {s: {k: v + 0.01 * s for k, v in f.items()} for s in range(3)} for a, f in arms.items()}
+    return {
+        a: {s: {k: v if isinstance(v, list) else v + 0.001 * s for k, v in f.items()} for s in range(3)}
+        for a, f in arms.items()
+    }
 
 
 def test_a_fall_is_seen_where_gold_falls_and_not_where_it_does_not():
-    falls = {"gold_start": 0.0, "gold_peak": 1.0, "gold_end": 0.2, "proxy_at_peak": 1.0, "proxy_end": 2.0}
+    falls = {"gold_start": 0.0, "gold_peak": 1.0, "gold_end": 0.2, "proxy_at_peak": 1.0, "proxy_end": 2.0,
+             "gold": [0.0, 1.0, 0.2], "rl_law_error": 0.01, "bon_law_error": 0.02}  # fmt: skip
     found = {f.what: f.seen for f in over_optimisation.read(cells({"rl": falls, "rl_kl": falls | {"gold_end": 1.0}}))}
     assert found["rl: gold falls from it"] and found["rl: the proxy rises on"] and found["rl: gold rises to its peak"]
     assert not found["rl_kl: gold falls from it"]
+    assert found["rl: share of gold's variance that its law explains"]
     assert found["a KL charge: how far gold falls from its peak"] and found["a KL charge: gold at the end"]
 
 

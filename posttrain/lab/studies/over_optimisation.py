@@ -3,14 +3,14 @@
 The proxy is a reward model of the biased rater's choices among the start's own answers; gold never trains anything.
 Reinforcement learning against it runs far past the peak, with the KL measured and not charged; the same with a KL
 charge, and against the least of three reward models, at the same step size. Best-of-n is read off a pool of answers
-without new draws. Both laws of Gao et al. are fitted to what was measured. Where the peak lies is chosen on one half of
-the answers and its gold is taken of the other, so that a lucky batch is no peak.
+without new draws. Both laws of Gao et al. are fitted to what was measured. Of RL, the place of the peak is chosen on
+one half of the answers and its gold is taken of the other, so that a lucky batch is no peak.
 """
 
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from statistics import fmean
+from statistics import fmean, pvariance
 from typing import Any
 
 import torch
@@ -145,6 +145,14 @@ def read(cells: Cells) -> list[Figure]:
         differ(f"{arm}: gold rises to its peak", get["gold_start"], get["gold_peak"], +1)
         differ(f"{arm}: gold falls from it", get["gold_peak"], get["gold_end"], -1)
         differ(f"{arm}: the proxy rises on", get["proxy_at_peak"], get["proxy_end"], +1)
+        name = "bon" if arm == "best_of_n" else "rl"
+        explained = [1 - c[f"{name}_law_error"] / pvariance(c["gold"]) for _, c in sorted(cell.items())]
+        share, low, high = interval(explained)
+        other = "rl" if name == "bon" else "bon"
+        rest = interval([1 - c[f"{other}_law_error"] / pvariance(c["gold"]) for _, c in sorted(cell.items())])[0]
+        what = f"{arm}: share of gold's variance that its law explains"
+        text = f"{what}: {share:.2f} [{low:.2f}, {high:.2f}]; the other law {rest:.2f}"
+        figures.append(Figure(what=what, before=0.0, after=share, low=low, high=high, seen=low > 0, text=text))
     for arm, what in (("rl_kl", "a KL charge"), ("rl_ensemble", "the least of three reward models")):
         if "rl" in cells and arm in cells:
             fall = {a: [p - e for p, e in zip(column(cells[a], "gold_peak"), column(cells[a], "gold_end"), strict=True)]
