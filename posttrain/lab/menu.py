@@ -13,11 +13,15 @@ from posttrain.lab.study import Study
 
 GOLDEN = (
     "best_of_n",
+    "control_ppo",
+    "control_reinforce",
     "group",
     "ppo",
     "presets",
     "reinforce",
+    "segments",
     "sft",
+    "trpo",
     "vapo",
 )
 """One per method: one setting, three seeds."""
@@ -26,6 +30,8 @@ STUDIES = (
     "baseline",
     "beside_trl",
     "clip_higher",
+    "comparisons_asked",
+    "control_gradients",
     "dynamic_sampling",
     "kl_controller",
     "length_bias",
@@ -38,6 +44,7 @@ STUDIES = (
     "r1",
     "raft",
     "stale_samples",
+    "trust_regions",
 )
 """Comparisons, sweeps, more seeds."""
 
