@@ -7,6 +7,7 @@ other studies; `fresh` takes only cells that this very code made. A cell that wa
 that failed leaves log.txt and begins anew the next time; the others go on.
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -22,10 +23,12 @@ from pathlib import Path
 from typing import Any
 
 import posttrain
+from posttrain.errors import RunError
 from posttrain.lab.cell import SKIPPED
 from posttrain.lab.menu import Entry
 from posttrain.lab.study import Cells, Study
 from posttrain.train import checkpoint
+from posttrain.train.folder import lock_folder
 
 ROOT = Path("runs/lab")
 PACKAGE = Path(posttrain.__file__).parent
@@ -144,7 +147,7 @@ def start(cell: Cell) -> subprocess.Popen:
     folder, code = cell.folder, code_of(cell.entry)
     told = folder / "code"
     if (folder / "failed").exists() or (folder / "cell.json").exists() or not told.exists() or told.read_text() != code:
-        shutil.rmtree(folder, ignore_errors=True)
+        _remove(folder)
     folder.mkdir(parents=True, exist_ok=True)
     checkpoint.write_text(folder / "settings.json", json.dumps(cell.settings))
     checkpoint.write_text(told, code)
@@ -155,6 +158,14 @@ def start(cell: Cell) -> subprocess.Popen:
             [sys.executable, *map(str, words)], env=os.environ | one, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
             start_new_session=True,
         )  # fmt: skip
+
+
+def _remove(folder: Path) -> None:
+    """Delete a cell that no other command is running; where one is, the new process will say so."""
+    if folder.exists():
+        with contextlib.suppress(RunError):
+            os.close(lock_folder(folder))
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def stop(running: Sequence[subprocess.Popen]) -> None:
