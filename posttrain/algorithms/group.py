@@ -12,16 +12,7 @@ from typing import ClassVar
 from torch import nn
 
 from posttrain.algorithms.dynamic_sampling import draw, drawn_metrics
-from posttrain.algorithms.policy_step import (
-    check_gap,
-    first_weights,
-    last_segment_reward,
-    learning_batch,
-    next_weights,
-    policy_terms,
-    usable,
-    with_logps,
-)
+from posttrain.algorithms.policy_step import check_gap, first_weights, learning_batch, next_weights, policy_terms
 from posttrain.batch import TokenBatch, weigh
 from posttrain.data.rows import Data, Rows, report, tasks
 from posttrain.envs.rollout import rollout
@@ -44,9 +35,6 @@ from posttrain.train.learner import Learner, Optim, Outputs, Part, Term
 from posttrain.train.metrics import Metrics, add
 from posttrain.train.run import MAY_CHANGE, Result, Run, RunConfig
 from posttrain.train.signal import group_metrics
-
-__all__ = ["Config", "check_gap", "demand", "first_weights", "last_segment_reward", "next_weights", "plan",
-           "policy_terms", "train", "usable", "with_logps"]  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
