@@ -112,7 +112,8 @@ def cell(entry: Mapping[str, Any] | float | None, column: Any) -> str:
     text = f"{scale * entry['value']:.{digits}f}" + "%" * column.share
     if entry.get("low") is None:
         return text
-    return f"{text}\n{scale * entry['low']:.{digits}f}-{scale * entry['high']:.{digits}f}"
+    between = "-" if column.share else " to "  # plain numbers may be negative
+    return f"{text}\n{scale * entry['low']:.{digits}f}{between}{scale * entry['high']:.{digits}f}"
 
 
 def captions(data: Mapping[str, Any]) -> list[str]:

@@ -73,7 +73,7 @@ def test_a_report_may_bring_its_own_columns_and_headline():
     data["stages"][1]["gold"] = entry
     assert "their intervals overlap" in headline(data)
     lines = [recipe.cell(entry, Column(**data["columns"][0])), recipe.cell(None, recipe.measured(data)[0])]
-    assert lines == ["1.25\n1.00-1.50", ""]
+    assert lines == ["1.25\n1.00 to 1.50", ""]
 
 
 # --- parts of R1 ----------------------------------------------------------------------------------------------------
