@@ -7,10 +7,10 @@ optional package is lacking. `scratch/` in it is the study's own; a process that
 import json
 import math
 import os
+import resource
 import shutil
 import signal
 import sys
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -41,15 +41,18 @@ def main(words: list[str]) -> int:
 
 
 def run(entry: Entry, seed: int, folder: Path) -> None:
-    """Measure, and write `folder/cell.json`. Seconds are summed over the processes that worked on the cell."""
+    """Measure, and write `folder/cell.json`.
+
+    Seconds are the processor's, of all processes that worked on the cell: what else the machine did is not in them.
+    """
     settings = json.loads((folder / "settings.json").read_text())
     scratch, spent = folder / "scratch", folder / "spent"
     scratch.mkdir(exist_ok=True)
-    before, began = float(spent.read_text()) if spent.exists() else 0.0, time.monotonic()
+    before = float(spent.read_text()) if spent.exists() else 0.0
     try:
         figures = checked(entry.study.measure(settings, seed, scratch))
     finally:
-        checkpoint.write_text(spent, f"{before + time.monotonic() - began:.2f}")
+        checkpoint.write_text(spent, f"{before + processor_seconds():.2f}")
     record = {
         "figures": figures,
         "seconds": float(spent.read_text()),
@@ -60,6 +63,12 @@ def run(entry: Entry, seed: int, folder: Path) -> None:
     }
     checkpoint.write_text(folder / "cell.json", json.dumps(record, indent=1))
     shutil.rmtree(scratch)
+
+
+def processor_seconds() -> float:
+    """Of this process since it began, and of those that it started and that ended."""
+    used = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return sum(u.ru_utime + u.ru_stime for u in used)
 
 
 def checked(figures: Mapping[str, Any]) -> dict[str, Any]:

@@ -11,7 +11,7 @@
     figures     a list of: what, before, after, low, high (95 % over seeds; null: infinite), seen, text (see
                 `study.Figure`), and tolerance: how far `after` may be off when the study is repeated
     seen        whether all figures are
-    cells       arm -> seed -> {"figures": name -> number or list of numbers, "seconds": ...}
+    cells       arm -> seed -> {"figures": name -> number or list of numbers, "seconds": of a core}
     provenance  made (UTC), posttrain, torch, python, machine, revisions (git; "+": changed files), code, seconds (sum)
 
 Numbers are rounded to six digits, curves to four.
