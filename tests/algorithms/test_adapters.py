@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from algorithms import test_group, test_ppo, test_preference, test_reward_model, test_sft, toy
 from algorithms.test_resume import STEPS, WRITING, assert_equal_runs, child  # noqa: F401 - a fixture
-from posttrain.algorithms import group, ppo, preference, reference, reward_model, sft
+from posttrain.algorithms import group, onpolicy, policy_step, ppo, preference, reference, reward_model, sft
 from posttrain.cli.export import lineage
 from posttrain.cli.main import main
 from posttrain.errors import ConfigError, ModelError
@@ -148,7 +148,7 @@ def test_the_logps_of_pairs_under_the_reference_are_the_bases(tmp_path, monkeypa
 def test_the_policys_reference_is_the_base_without_a_second_copy(tmp_path, monkeypatch, method, lr):
     """While the reward rises, the KL to the base is measured; the reference says what the base says, bit for bit."""
     references, batches = [], []
-    real_start, real_logps = loading.frozen_start, group.with_logps
+    real_start, real_logps = loading.frozen_start, policy_step.with_logps
 
     def start(model):
         references.append((model, real_start(model)))
@@ -159,8 +159,8 @@ def test_the_policys_reference_is_the_base_without_a_second_copy(tmp_path, monke
         batches.append((batch, found.ref_logp))
         return found
 
-    monkeypatch.setattr(method, "frozen_start", start)
-    monkeypatch.setattr(method, "with_logps", logps)
+    monkeypatch.setattr(group if method is group else onpolicy, "frozen_start", start)
+    monkeypatch.setattr(policy_step if method is group else ppo, "with_logps", logps)
     monkeypatch.setattr(loading, "frozen_copy", lambda model: pytest.fail("a second copy was made"))
     cfg = config(method, tmp_path, seed=1, steps=10, optim=Optim(lr=lr))
     if method is group:

@@ -12,7 +12,7 @@ import torch
 from scripts import load
 from twin import Twin, decoder, grouped, segments
 
-from posttrain.algorithms import group, ppo, preference, sft
+from posttrain.algorithms import policy_step, ppo, preference, sft
 from posttrain.batch import collate, weigh
 from posttrain.data.rows import PairRow
 from posttrain.models.heads import ScalarModel
@@ -108,8 +108,8 @@ def test_grpo(tolerance):
             old_logp = script.token_logprobs(twin.logits, ids)
             ref_logp = script.token_logprobs(lambda x: reference.logits(reference(x)), ids)
         batch, rewards = grouped(segments(ids, mask, sampled_logp), reward)
-        batch = group.with_logps(batch, twin.learner, reference, old=True)
-        batch, _ = group.with_advantages(batch, rewards, objective, {"beta": objective.kl.beta})
+        batch = policy_step.with_logps(batch, twin.learner, reference, old=True)
+        batch, _ = policy_step.with_advantages(batch, rewards, objective, {"beta": objective.kl.beta})
         assert near(sampled_logp, batch.old_logp, mask, 100 * tolerance)  # of the script's sampler, and of the kernel
         assert near(advantage[:, None].expand(mask.shape), batch.advantage, mask, tolerance)
         for part in batch.minibatches(2, seed=step):
@@ -147,7 +147,7 @@ def test_ppo(tolerance):
         advantage, target = script.gae(rewards, old_value, mask)
         advantage = script.whiten(advantage, mask)
         batch, outcome = grouped(segments(ids, mask, sampled_logp), scores[:, None])
-        batch = group.with_logps(batch, actor.learner, reference, old=True)
+        batch = policy_step.with_logps(batch, actor.learner, reference, old=True)
         batch = batch.with_(old_value=values_before(critic.learner.outputs(batch, ("values",)).values))
         batch, _ = ppo.with_advantages(batch, outcome, cfg, {"beta": cfg.objective.kl.beta})
         assert near(advantage, batch.advantage, mask, 10 * tolerance)
@@ -188,7 +188,7 @@ def test_agent(tolerance, objective):
         reward = torch.rand(3, 4)
         advantage = script.group_advantage(reward).flatten()
         batch, rewards = grouped(segments(ids, mask, sampled_logp), reward)
-        batch, _ = group.with_advantages(batch, rewards, objective, {})
+        batch, _ = policy_step.with_advantages(batch, rewards, objective, {})
         assert near(sampled_logp, twin.learner.outputs(batch).logp, mask, 100 * tolerance)
         assert near(advantage[:, None].expand(mask.shape), batch.advantage, mask, tolerance)
         metrics = twin.step(Part(weigh(batch, objective.average), policy(objective), ("logp",)))
