@@ -1,7 +1,8 @@
-"""The short runs that studies of preference learning vary: portraits of people, compared by the rater, graded by gold.
+"""The short runs that studies of preference learning vary: portraits of people, compared and graded by gold.
 
 The start is the base after a few batches of demonstrated portraits, of mixed quality, so that it stops and has much to
-learn. Its own answers are compared two by two; what a study changes stands in its own file.
+learn. Its own answers are compared two by two, by an annotator whose taste is gold's and whose choices are noisy: what
+biased annotators do is the affair of other studies. What a study changes stands in its own file.
 """
 
 import json
@@ -16,6 +17,7 @@ import torch
 from posttrain import rng
 from posttrain.algorithms import sft
 from posttrain.assets.world import demos, people
+from posttrain.assets.world.rater import chooses_first, rating
 from posttrain.data.rows import Data
 from posttrain.lab.study import Figure, interval, paired
 from posttrain.models.load import load
@@ -35,25 +37,35 @@ def settings(seed: int) -> RunConfig:
     return RunConfig(seed=seed, threads=1, save_every=1000, keep=1, samples=0)
 
 
-def start(scratch: Path, seed: int, steps: int = 40) -> Path:
+def start(scratch: Path, seed: int, steps: int = 25) -> Path:
     """The model that all methods begin with."""
     rows = []
     for i, (person, text) in enumerate(demos.portraits(1000, seed)):
         asked = people.ABOUT[rng.fold(seed, "asked", i) % len(people.ABOUT)].format(person.name)
         rows.append({"prompt": asked, "completion": text})
     path = written(scratch / "demonstrations.jsonl", rows)
-    cfg = sft.Config(template="posttrain", data=Data(path=str(path)), steps=steps, batch_size=16, eval_every=0,
+    cfg = sft.Config(template="plain", data=Data(path=str(path)), steps=steps, batch_size=16, eval_every=0,
                      optim=Optim(lr=1e-3, schedule=LINEAR), run=settings(seed))  # fmt: skip
     return stage(scratch / "start", sft, cfg).model
 
 
+def fair(seed: int) -> comparisons.Prefers:
+    """An annotator without biases: gold's order, with as much noise as the rater's choices have."""
+
+    def prefers(a: Trajectory, b: Trajectory) -> bool:
+        gap = measure.gold_of(a) - measure.gold_of(b)
+        return chooses_first(gap, a.task.meta["person"], a.completion, b.completion, seed)
+
+    return prefers
+
+
 def compared(scratch: Path, model: Path, seed: int, prompts: int) -> Path:
-    """Pairs of the model's own answers as the rater compares them, four to a prompt."""
+    """Pairs of the model's own answers as a fair but noisy annotator compares them, four to a prompt."""
     path = scratch / "pairs.jsonl"
     if path.exists():
         return path
     asked = demos.about_prompts(people.SEEN, prompts, seed)
-    return written(path, comparisons.pairs(comparisons.sampled(load(model), asked, 8, seed), comparisons.rater(seed)))
+    return written(path, comparisons.pairs(comparisons.sampled(load(model), asked, 8, seed), fair(seed)))
 
 
 def written(path: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
@@ -83,13 +95,19 @@ def portraits(model: Path, seed: int, prompts: int = 48, n: int = 4) -> list[Tra
 
 
 def graded(model: Path, seed: int, prompts: int = 48, n: int = 4) -> dict[str, float]:
-    """Gold's mean grade, the mean length in tokens, and the share that was cut off, of such portraits."""
+    """Gold's mean grade and the rater's, the mean length in tokens, and the share that was cut off, of portraits."""
     said = portraits(model, seed, prompts, n)
     return {
         "gold": fmean(measure.gold_of(m) for m in said),
+        "rated": fmean(rated(m) for m in said),
         "length": fmean(m.length for m in said),
         "cut": fmean(m.stop is Stop.LENGTH for m in said),
     }
+
+
+def rated(m: Trajectory) -> float:
+    """How much the rater likes a portrait."""
+    return rating(people.PEOPLE[m.task.meta["person"]], m.completion, m.stop is Stop.END)
 
 
 def values(folder: Path, metric: str) -> list[float]:
