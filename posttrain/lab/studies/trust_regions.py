@@ -1,6 +1,7 @@
-"""TRPO, PPO's forms, and PPO without its clip on CartPole, at equal samples, each with the better of two step sizes.
+"""TRPO, PPO's forms, and PPO without its clip on CartPole, at equal samples.
 
-The step size of each method is chosen by its mean return on seeds that are not reported. What a method costs is counted
+TRPO, PPO and PPO without its clip have two step sizes each, of which the better by mean return is chosen, on a seed
+that is not reported; the penalty and the arms of 40 passes have PPO's larger one. What a method costs is counted
 in processor seconds of the whole run, and in passes over a batch that compute gradients: a Fisher product
 differentiates twice and counts as two. Return is the mean over all batches of a run, so that it says how soon as well.
 """
@@ -15,11 +16,11 @@ from posttrain.lab.control_runs import cart, column, compare, run
 from posttrain.lab.study import Cells, Figure, Study
 from posttrain.recipes.stages import curve
 
-SEARCH = (0, 1)
+SEARCH = (0,)
 METHODS = {
     "trpo": [{"delta": 0.01}, {"delta": 0.03}],
     "ppo": [{"lr": 1e-3}, {"lr": 3e-3}],
-    "ppo_penalty": [{"lr": 1e-3}, {"lr": 3e-3}],
+    "ppo_penalty": [{"lr": 3e-3}],
     "unclipped": [{"lr": 1e-3}, {"lr": 3e-3}],
     "ppo, 40 passes": [{"lr": 3e-3}],
     "unclipped, 40 passes": [{"lr": 3e-3}],
@@ -92,7 +93,7 @@ STUDY = Study(
     claim="TRPO keeps its KL bound at every step; PPO matches its return for less work; without the clip PPO breaks.",
     source="Schulman et al. 2015 (arXiv 1502.05477); Schulman et al. 2017 (arXiv 1707.06347)",
     arms={arm(method, choice): _settings(method, choice) for method, choices in METHODS.items() for choice in choices},
-    seeds=(0, 1, 2, 3, 4, 5),
+    seeds=(0, 1, 2, 3),
     measure=measure,
     read=read,
 )
