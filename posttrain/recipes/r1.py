@@ -65,16 +65,18 @@ class Size:
     rl_steps: int
     all_steps: int
     sampling_steps: int
+    """Of 16 prompts, four answers each."""
     general: int
+    """Demonstrations of everything else; in the paper a quarter of all."""
     problems: int
     others: int
 
 
 SIZES = {
-    "laptop": Size(1500, rl_steps=80, all_steps=70, sampling_steps=40, general=1500, problems=150, others=90),
-    "tiny": Size(1500, rl_steps=2, all_steps=2, sampling_steps=4, general=1300, problems=12, others=6),
+    "laptop": Size(1500, rl_steps=100, all_steps=50, sampling_steps=120, general=500, problems=150, others=90),
+    "tiny": Size(1500, rl_steps=2, all_steps=2, sampling_steps=8, general=1300, problems=12, others=6),
 }
-"""laptop: about ten minutes on two cores. tiny: to see that everything runs; its figures mean nothing."""
+"""laptop: about fifteen minutes on two cores. tiny: to see that everything runs; its figures mean nothing."""
 
 
 def run(size: Size, at: Setting) -> dict[str, Any]:
@@ -91,7 +93,7 @@ def run(size: Size, at: Setting) -> dict[str, Any]:
     at.say("3/7  rejection sampling: right answers in form, no two with the same equations")
     cfg = best_of_n.Config(
         model=str(first.model), data=Data(path=f"builtin:{'+'.join(PROBLEMS)}", limit=6000), reward="worked",
-        keep=Keep(most=2, least=1.0, distinct="equations"), prompts=16, group_size=8, steps=size.sampling_steps,
+        keep=Keep(most=2, least=1.0, distinct="equations"), prompts=16, group_size=4, steps=size.sampling_steps,
         sampling=SamplingParams(max_tokens=MAX_TOKENS), epochs=0, run=at.run,
     )  # fmt: skip
     sampled = stage(at.out / "3-sampling", best_of_n, cfg)
