@@ -57,7 +57,6 @@ STUDY = Study(
             "others": 60,
         },
     },
-    },
     seeds=(3, 4, 5),
     measure=measure,
     read=read,
