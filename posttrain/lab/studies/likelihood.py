@@ -9,24 +9,38 @@ from pathlib import Path
 from typing import Any
 
 from posttrain.algorithms import preference
+from posttrain.batch import collate_pairs
+from posttrain.data.rows import Data, pairs
 from posttrain.lab.preference_runs import column, common, compared, rise, start, trained, values
 from posttrain.lab.study import Cells, Figure, Study
+from posttrain.models.load import load
 from posttrain.objectives.preference import PreferenceLoss
+from posttrain.train.learner import outputs
+
+HELD = 48
 
 
 def measure(given: Mapping[str, Any], seed: int, scratch: Path) -> Mapping[str, Any]:
-    """Of each loss the log-probabilities of held-out answers after the first step and at the end."""
+    """Of each loss the log-probabilities of held-out answers at the start and at the end."""
     model = start(scratch, seed)
-    pairs = compared(scratch, model, seed, given["prompts"])
-    found = {}
+    path = compared(scratch, model, seed, given["prompts"])
+    before, found = at_start(model, path), {}
     for name, how in given["losses"].items():
-        same = common(model, pairs, seed, steps=given["steps"], lr=given["lr"], held=48)
-        cfg = preference.Config(loss=PreferenceLoss(**how), **(same | {"eval_every": 1}))
+        same = common(model, path, seed, steps=given["steps"], lr=given["lr"], held=HELD)
+        cfg = preference.Config(loss=PreferenceLoss(**how), **same)
         trained(scratch / name, preference, cfg)
         for side in ("chosen", "rejected"):
-            seen = values(scratch / name, f"eval_logp_{side}")
-            found |= {f"{name} {side} before": seen[0], f"{name} {side} after": seen[-1]}
+            end = values(scratch / name, f"eval_logp_{side}")[-1]
+            found |= {f"{name} {side} before": before[side], f"{name} {side} after": end}
     return found
+
+
+def at_start(model: Path, path: Path) -> dict[str, float]:
+    """What the start says of the held-out answers of both kinds."""
+    loaded = load(model)
+    batch = collate_pairs([row.pair for row in pairs(Data(path=str(path), eval_rows=HELD), loaded).held])
+    logp = (outputs(loaded.model, batch, ("logp",), 16384).logp * batch.mask).sum(1)
+    return {"chosen": float(logp[batch.label > 0].mean()), "rejected": float(logp[batch.label < 0].mean())}
 
 
 def read(cells: Cells) -> list[Figure]:
@@ -54,7 +68,7 @@ STUDY = Study(
     source="Pang et al. 2024 (arXiv 2404.19733); Pal et al. 2024 (arXiv 2402.13228)",
     arms={
         "pairs": {
-            "prompts": 64, "steps": 40, "lr": 1e-3,
+            "prompts": 64, "steps": 30, "lr": 1e-3,
             "losses": {
                 "dpo": {"name": "dpo", "beta": 0.1},
                 "rpo": {"name": "rpo", "beta": 0.1, "nll": 1.0},
