@@ -4,6 +4,7 @@ The port is one function. A page can serve it as well as a terminal: it is hande
 Answers are written down the moment they are given, so that nothing is asked twice when a run resumes.
 """
 
+import contextlib
 import json
 import sys
 import time
@@ -18,6 +19,7 @@ from torch import Tensor
 from posttrain import rng
 from posttrain.control.clips import HEIGHT, beside, draw
 from posttrain.errors import Interrupted, RunError, UsageError
+from posttrain.train.run import Run
 
 LABELLERS = ("synthetic", "terminal")
 """Names of `labeller`."""
@@ -77,9 +79,15 @@ class Terminal:
     """Prints."""
     seconds: float = 0.08
     """Between two frames. 0: four frames of each clip below each other instead, for screens that cannot go back."""
+    aside: Callable[[], contextlib.AbstractContextManager] = contextlib.nullcontext
+    """Clears the terminal of what else is drawn there while the person is asked."""
 
     def __call__(self, number: int, first: Clip, second: Clip) -> float | None:
         """The person's answer. Raises Interrupted on q or at the end of input; what was answered is kept."""
+        with self.aside():
+            return self._answer(number, first, second)
+
+    def _answer(self, number: int, first: Clip, second: Clip) -> float | None:
         self.write(f"\nComparison {number + 1}: which clip is better?\n")
         self.play(first, second)
         while True:
@@ -138,16 +146,17 @@ class Noted:
         return line["answer"]
 
 
-def labeller(name: str, env: str, *, errors: float, seed: int, folder: Path) -> Labeller:
+def labeller(name: str, env: str, run: Run, *, errors: float) -> Labeller:
     """The labeller of that name. Raises UsageError where a person is asked for and none can answer."""
     if name == "synthetic":
-        return Synthetic(errors, seed)
+        return Synthetic(errors, rng.fold(run.settings.seed, "answers"))
     if not sys.stdin.isatty():
         raise UsageError(
             'labeller = "terminal" asks a person, and there is no terminal to type in. Start it in one, or use '
             "--labeller synthetic."
         )
-    return Noted(Terminal(env, seconds=0.08 if sys.stdout.isatty() else 0.0), folder / "answers.jsonl")
+    person = Terminal(env, seconds=0.08 if sys.stdout.isatty() else 0.0, aside=run.aside)
+    return Noted(person, run.folder / "answers.jsonl")
 
 
 def unscale(obs: Tensor, scale: tuple[float, ...]) -> Tensor:

@@ -20,7 +20,7 @@ from posttrain.control.ppo import Update, check_minibatches, improve, learners
 from posttrain.control.predictor import Answers, Comparisons, Ensemble, Predictor, features
 from posttrain.control.spaces import Spaces
 from posttrain.control.steps import StepBatch, collect
-from posttrain.errors import ConfigError
+from posttrain.errors import ConfigError, RunError
 from posttrain.train.learner import Learner
 from posttrain.train.metrics import Metrics, add
 from posttrain.train.run import MAY_CHANGE, Result, Run, RunConfig
@@ -103,7 +103,7 @@ def train(cfg: Config, run: Run) -> Result:
              "predictor": Kept(learner.model, learner), "comparisons": judged}  # fmt: skip
     start = {"env_steps": 0, "tie": cfg.update.objective.proximal.weight, "asked": 0}
     state = run.load(parts, start)
-    said = labeller(cfg.labeller, task.env, errors=cfg.errors, seed=rng.fold(seed, "answers"), folder=run.folder)
+    said = labeller(cfg.labeller, task.env, run, errors=cfg.errors)
 
     for step in run.steps(cfg.steps):
         batch, episodes = collect(actor.envs, actor.policy, run.seed(step, "actions"), task.horizon)
@@ -112,6 +112,7 @@ def train(cfg: Config, run: Run) -> Result:
         pairs = choose(batch, asked_by(cfg, step) - state["asked"], learner.model, cfg, spaces, run.seed(step, "pairs"))
         judged.data = judged.data.joined(answered(batch, pairs, said, state["asked"], cfg, spaces, seed))
         state["asked"] += len(pairs)
+        check_answers(judged, state["asked"], cfg)
         updates = cfg.predictor.first_updates if step == 0 else cfg.predictor.updates
         found, judged.decay = rewards.fit(learner, judged.data, cfg.predictor, updates, judged.decay, run.seed(step))
         metrics = add(metrics, found)
@@ -157,6 +158,15 @@ def check_lengths(batch: StepBatch, cfg: Config) -> None:
             f"an episode of {cfg.task.env} ended early. Then how long one lasts tells the policy the task, whatever "
             "the labeller says, and clips differ in what may follow. Take a task whose episodes are all of one length, "
             "such as Pendulum-v1."
+        )
+
+
+def check_answers(judged: Answers, asked: int, cfg: Config) -> None:
+    """Raise RunError where there is no answer to learn from."""
+    if not len(judged.data):
+        raise RunError(
+            f"none of the first {asked} comparisons could be told, so there is no reward to learn. Clips of "
+            f"{cfg.segment} steps may be too short: raise segment, and start into a new folder (--out)."
         )
 
 

@@ -1,7 +1,8 @@
 """What a person sees while a run goes on: one live line on a terminal, about twenty plain lines elsewhere."""
 
+import contextlib
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -41,6 +42,17 @@ class Bar:
     def say(self, text: str) -> None:
         """A line of its own, above the live one."""
         self._console.print(text, markup=False, soft_wrap=True)
+
+    @contextlib.contextmanager
+    def aside(self) -> Iterator[None]:
+        """Without the live line, which would write over a question and its answer."""
+        if self._live:
+            self._live.stop()
+        try:
+            yield
+        finally:
+            if self._live:
+                self._live.start()
 
     def close(self) -> None:
         """Leave the terminal as it was."""

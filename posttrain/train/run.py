@@ -282,6 +282,10 @@ class Run:
         if bar is not self._bar:
             bar.close()
 
+    def aside(self) -> contextlib.AbstractContextManager:
+        """The terminal without the progress line, while a person is asked something."""
+        return self._bar.aside() if self._bar else contextlib.nullcontext()
+
     def save(
         self, step: int, parts: Mapping[str, checkpoint.Part], state: Mapping[str, Any] | None = None
     ) -> Path | None:

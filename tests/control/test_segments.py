@@ -1,5 +1,6 @@
 """Comparisons: who answers, what is asked, how the ensemble takes it, and that the true return rises."""
 
+import contextlib
 import math
 from dataclasses import replace
 
@@ -17,6 +18,7 @@ from posttrain.control.predictor import Comparisons, Ensemble, Predictor
 from posttrain.control.steps import Envs, collect
 from posttrain.errors import ConfigError, Interrupted, RunError, UsageError
 from posttrain.train.learner import Learner
+from posttrain.train.run import Run
 
 
 def clip(reward: float, place: float = 0.0) -> Clip:
@@ -76,8 +78,32 @@ def test_answers_are_kept_at_once_and_not_asked_again(tmp_path):
 
 def test_without_a_terminal_nobody_is_asked(tmp_path, monkeypatch):
     monkeypatch.setattr("sys.stdin.isatty", lambda: False, raising=False)
-    with pytest.raises(UsageError, match="no terminal to type in"):
-        labeller("terminal", "Pendulum-v1", errors=0.0, seed=0, folder=tmp_path)
+    said = pytest.raises(UsageError, match="no terminal to type in")
+    with Run.open(tmp_path / "run", small.config("segments")) as run, said:
+        labeller("terminal", "Pendulum-v1", run, errors=0.0)
+
+
+def test_a_labeller_who_can_tell_nothing_stops_the_run(tmp_path, monkeypatch):
+    monkeypatch.setattr(segments, "labeller", lambda *a, **k: lambda number, first, second: None)
+    with pytest.raises(RunError, match="none of the first 6 comparisons could be told"):
+        small.run("segments", small.config("segments"), tmp_path)
+
+
+def test_nothing_else_is_drawn_while_a_person_is_asked():
+    drawn = ["bar"]
+
+    @contextlib.contextmanager
+    def aside():
+        drawn.clear()
+        yield
+        drawn.append("bar")
+
+    def ask(text):
+        assert not drawn
+        return "l"
+
+    assert Terminal("Pendulum-v1", ask=ask, write=lambda t: None, seconds=0, aside=aside)(0, clip(0.0), clip(0.0)) == 1
+    assert drawn == ["bar"]
 
 
 def test_frames_show_where_things_are():

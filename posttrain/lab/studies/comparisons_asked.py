@@ -46,8 +46,8 @@ STUDY = Study(
     name="comparisons_asked",
     claim="More comparisons give a higher true return, up to that of the true reward; disagreement asks better ones.",
     source="Christiano et al. 2017 (arXiv 1706.03741), sections 3.1 and 3.3",
-    arms={"true reward": {}} | {
-        f"{queries} {count}": {"comparisons": count, "queries": queries}
+    arms={"true reward": {"steps": 45}} | {
+        f"{queries} {count}": {"steps": 45, "comparisons": count, "queries": queries}
         for queries in ("disagreement", "random") for count in COUNTS
     },
     seeds=(0, 1, 2),
