@@ -40,6 +40,7 @@ STUDIES = (
     "dynamic_sampling",
     "ipo_margin",
     "kl_controller",
+    "kl_estimators",
     "kto_half",
     "length_bias",
     "length_confounded",
