@@ -65,7 +65,7 @@ STUDY = Study(
     claim="two passes over 3000 demonstrations make a base model answer in form and stop",
     source="Ouyang et al. 2022 (arXiv 2203.02155), section 3.5",
     arms={"sft": {"steps": 180, "rows": 32, "lr": 1e-3, "questions": 60}},
-    seeds=(0, 1, 2),
+    seeds=(3, 4, 5),  # the number of steps was chosen on 0 to 2
     measure=measure,
     read=read,
 )

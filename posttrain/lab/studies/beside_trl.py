@@ -16,7 +16,7 @@ from statistics import fmean, stdev
 from typing import Any
 
 from posttrain.errors import MissingExtra, RunError
-from posttrain.lab.study import Cells, Figure, Study, paired, t_quantile
+from posttrain.lab.study import Cells, Figure, Study, interval, paired, t_quantile
 
 BENCHMARKS = Path(__file__).parents[3] / "benchmarks"
 ENVIRONMENT = BENCHMARKS / ".venv-trl"
@@ -70,6 +70,8 @@ def read(cells: Cells) -> list[Figure]:
         inside = fmean(
             low - ROUNDING <= x <= high + ROUNDING for x, (low, high) in zip(mean, band(theirs), strict=True)
         )
+        narrow = fmean(interval(x)[1] - ROUNDING <= y <= interval(x)[2] + ROUNDING
+                       for x, y in zip(zip(*theirs, strict=True), mean, strict=True))  # fmt: skip
         ((low, high),) = band([[fmean(curve)] for curve in theirs])
         area = fmean(mean)
         last = max(1, len(mean) // 6)
@@ -78,7 +80,8 @@ def read(cells: Cells) -> list[Figure]:
         furthest = max(abs(a - b) for x, y in zip(ours, theirs, strict=True) for a, b in zip(x, y, strict=True))
         text = (f"{name}, last {last} steps: TRL {fmean(ends[0]):.4f}, ours {fmean(ends[1]):.4f} ({gap:+.4f} "
                 f"[{least:+.4f}, {most:+.4f}]); from {fmean(c[0] for c in theirs):.4f} in the first; within TRL's "
-                f"interval at {inside:.0%} of {len(mean)} steps; over all steps TRL {fmean(map(fmean, theirs)):.4f}, "
+                f"interval at {inside:.0%} of {len(mean)} steps (at {narrow:.0%} within that of their mean alone, as if "
+                f"ours had no spread); over all steps TRL {fmean(map(fmean, theirs)):.4f}, "
                 f"ours {area:.4f}; the largest gap at one step of one seed is {furthest:.2g}")  # fmt: skip
         figures.append(Figure(what=f"{name}, last steps: TRL, ours", before=fmean(ends[0]), after=fmean(ends[1]),
                               low=least, high=most, seen=inside >= 0.9 and low <= area <= high, text=text))  # fmt: skip
