@@ -233,7 +233,7 @@ def of_reward(learned: Tensor, spread: Tensor, batch: StepBatch) -> Metrics:
     mine, true = learned[batch.mask], batch.reward[batch.mask]
     same = torch.corrcoef(torch.stack([mine, true]))[0, 1]
     return {
-        "learned_return": (mine.sum(), len(mine)),
+        "learned_reward": (mine.sum(), len(mine)),
         "ensemble_std": (spread[batch.mask].sum(), len(mine)),
         "reward_correlation": (same.nan_to_num(), same.isfinite()),
     }

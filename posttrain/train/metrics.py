@@ -182,7 +182,8 @@ _ROWS = (
            "being exploited", 11, "up"),
     Metric("episode_length", "mean steps of episodes that ended", "how long episodes are", "task-dependent",
            "at the limit where the task is to finish", 11),
-    Metric("env_steps", "count", "steps taken in the environment so far", "grows by a batch per step", "", 11),
+    Metric("env_steps", "count", "steps taken in the environment so far", "grows by a batch per step",
+           "grows by less than a batch: rows are lost", 11),
     Metric("kl_trust", "mean kl(old ‖ new)", "how far the policy moved in this step, in nats: exact in TRPO, k3 on the "
            "batch after the last pass in PPO", "at or below the bound", "above it", 13),
     Metric("kl_trust_max", "the same, its largest value where steps are joined", "how far the policy moved at most",
@@ -200,7 +201,7 @@ _ROWS = (
            "most: clips are too short", 7),
     Metric("predictor_loss", "mean of the comparisons' loss", "error of the learned reward on what its members drew",
            "falls below log 2", "log 2 = 0.69: nothing is learned", 7, "down"),
-    Metric("learned_return", "mean r̂", "mean learned reward per step of the batch, normalised",
+    Metric("learned_reward", "mean r̂", "mean learned reward per step of the batch, normalised",
            "rises with episode_return", "rises while episode_return falls: the reward's holes are found", 7),
     Metric("reward_correlation", "corr(r̂, r)", "learned against true reward per step of the batch", "above 0.5",
            "near 0 or negative: the reward is about something else", 7, "up"),
