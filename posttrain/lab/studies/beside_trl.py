@@ -80,8 +80,8 @@ def read(cells: Cells) -> list[Figure]:
         furthest = max(abs(a - b) for x, y in zip(ours, theirs, strict=True) for a, b in zip(x, y, strict=True))
         text = (f"{name}, last {last} steps: TRL {fmean(ends[0]):.4f}, ours {fmean(ends[1]):.4f} ({gap:+.4f} "
                 f"[{least:+.4f}, {most:+.4f}]); from {fmean(c[0] for c in theirs):.4f} in the first; within TRL's "
-                f"interval at {inside:.0%} of {len(mean)} steps (at {narrow:.0%} within that of their mean alone, as if "
-                f"ours had no spread); over all steps TRL {fmean(map(fmean, theirs)):.4f}, "
+                f"interval at {inside:.0%} of {len(mean)} steps (at {narrow:.0%} within that of their mean alone, as "
+                f"if ours had no spread); over all steps TRL {fmean(map(fmean, theirs)):.4f}, "
                 f"ours {area:.4f}; the largest gap at one step of one seed is {furthest:.2g}")  # fmt: skip
         figures.append(Figure(what=f"{name}, last steps: TRL, ours", before=fmean(ends[0]), after=fmean(ends[1]),
                               low=least, high=most, seen=inside >= 0.9 and low <= area <= high, text=text))  # fmt: skip
