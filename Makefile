@@ -4,7 +4,7 @@ ENV := .venv
 BIN := $(ENV)/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt
 
-.PHONY: demo test test-slow oracles docs-check mutants packaging base bench bench-gpu bench-check golden studies wheel lint clean
+.PHONY: demo book test test-slow oracles docs-check mutants packaging base bench bench-gpu bench-check golden studies wheel lint clean
 
 demo: $(ENV)/.installed                   ## the whole pipeline on the embedded base
 	$(BIN)/posttrain demo
@@ -43,7 +43,11 @@ golden: $(ENV)/.installed-dev             ## a short run of every method, three 
 studies: $(ENV)/.installed-dev            ## the larger comparisons (hours); resumes; LAB="beside_trl --seeds 10" picks
 	$(BIN)/posttrain lab studies $(LAB)
 
-wheel: $(ENV)/.installed-dev              ## dist/*.whl
+book: $(ENV)/.installed-dev               ## the book as a site in posttrain/site; read it with `posttrain book`
+	rm -rf posttrain/site build/book
+	$(BIN)/python -m sphinx -q -W --keep-going -b html -d build/book book posttrain/site
+
+wheel: book                               ## dist/*.whl, the built book in it
 	rm -rf build dist
 	$(BIN)/python -m pip wheel -q --no-deps -w dist .
 
@@ -52,7 +56,7 @@ lint: $(ENV)/.installed-dev               ## style
 	$(BIN)/ruff format --check .
 
 clean:                                    ## everything that was made here, except runs
-	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .hypothesis $(ENV)
+	rm -rf build dist posttrain/site *.egg-info .pytest_cache .ruff_cache .hypothesis $(ENV)
 
 # torch first: its version decides every digit.
 $(ENV)/.installed: pyproject.toml constraints.txt

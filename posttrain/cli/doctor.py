@@ -22,7 +22,7 @@ EXTRAS: dict[str, tuple[str, str]] = {
     "vllm": ("vllm", "fast sampling on a GPU"),
     "ray": ("ray", "many machines"),
     "control": ("gymnasium", "control tasks"),
-    "book": ("markdown_it", "building the book"),
+    "book": ("sphinx", "building the book"),
     "dev": ("pytest", "tests"),
 }
 """Extra of the package -> a module it brings, and what it is for."""
