@@ -83,7 +83,7 @@ CASES = {
     "kl_cov": lambda folder: of_group(folder, "kl_cov"),  # couples the tokens of a step
     "ppo": of_ppo,
     "reinforce": lambda folder: test_reinforce.config(folder, steps=STEPS),
-    "vapo": lambda folder: test_vapo.config(folder, steps=3, pretrain_steps=1, epochs=1, right=0.3),
+    "vapo": lambda folder: test_vapo.config(folder, steps=3, pretrain_steps=0, epochs=1, right=0.3),
     "best_of_n": of_best_of_n,
     "adapters": of_adapters,  # beside frozen weights
 }
