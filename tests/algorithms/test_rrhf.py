@@ -38,8 +38,8 @@ def accuracy(seed: int, folder) -> float:
     return toy.run(rrhf, config(folder, seed), folder / "run")[1][-1]["eval_accuracy"]
 
 
-# Chance is 0.5. Ten seeds of `cd tests && python -m algorithms.test_rrhf`: mean - 3 standard deviations is above 0.7.
 LEAST = 0.7
+"""Chance is 0.5. `cd tests && python -m algorithms.test_rrhf` shows ten seeds."""
 
 
 @pytest.mark.parametrize("seed", [0, 1, pytest.param(2, marks=pytest.mark.slow)])
