@@ -22,6 +22,7 @@ from book.engine.blocks import raw
 from book.engine.sources import esc, problem
 
 ROLES = ("pol", "old", "rf", "rew", "kl", "bad")
+"""Colours of lines, in the order of the arms or lists; "ink" and "quiet" are of no role."""
 _WIDTH, _LEFT, _RIGHT = 640, 56, 132
 
 
@@ -109,7 +110,9 @@ def svg(parts: list[str], height: float) -> str:
     return f'<div class="drawing" tabindex="0"><svg viewBox="0 0 {_WIDTH} {height}" aria-hidden="true">{"".join(parts)}</svg></div>'
 
 
-def curves(found: dict, names: list[str], xs: list[float] | None, roles: list[str], log: bool) -> tuple[str, str]:
+def curves(
+    found: dict, names: list[str], xs: list[float] | None, roles: list[str], log: bool, shown_as: list[str]
+) -> tuple[str, str]:
     """Lists over steps (or over `xs`): the mean over seeds as a line, every seed behind it. Drawing and table."""
     lines = {}
     for arm, cells in found["cells"].items():
@@ -117,6 +120,8 @@ def curves(found: dict, names: list[str], xs: list[float] | None, roles: list[st
             kept = [cell["figures"][name] for cell in cells.values() if isinstance(cell["figures"].get(name), list)]
             if kept:
                 lines[name if len(found["cells"]) == 1 else f"{arm}" if len(names) == 1 else f"{arm}, {name}"] = kept
+    if shown_as:
+        lines = dict(zip(shown_as, lines.values(), strict=True))
     if not lines:
         raise ValueError(f"no cell has a list named {' or '.join(names)}")
     x = xs or list(range(1, 1 + max(len(v) for kept in lines.values() for v in kept)))
@@ -172,7 +177,9 @@ class Figure(SphinxDirective):
 
     has_content = True
     required_arguments = 1
-    option_spec = dict.fromkeys(("view", "pick", "x", "roles", "log", "label-x", "label-y"), directives.unchanged)
+    option_spec = dict.fromkeys(
+        ("view", "pick", "x", "roles", "log", "label-x", "label-y", "names"), directives.unchanged
+    )
 
     def run(self):
         page, name = self.env.docname, self.arguments[0]
@@ -208,7 +215,8 @@ class Figure(SphinxDirective):
         if "x" in self.options:
             (xs,) = [arm[self.options["x"]] for arm in list(found["arms"].values())[:1]]
         roles = self.options.get("roles", " ".join(ROLES)).split()
-        return curves(found, picked, xs, roles, "log" in self.options)
+        names = [n.strip() for n in self.options.get("names", "").split("|") if n.strip()]
+        return curves(found, picked, xs, roles, "log" in self.options, names)
 
 
 class Run(SphinxDirective):

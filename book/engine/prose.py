@@ -55,7 +55,7 @@ class TermRole(SphinxRole):
 
 
 class CiteRole(SphinxRole):
-    """{cite}`rafailov2023dpo, ethayarajh2024kto`."""
+    """{cite}`rafailov2023dpo, ethayarajh2024kto`; {citep} is the same in parentheses."""
 
     def run(self):
         made, papers, page = [], sources(str(self.env.srcdir)).papers, self.env.docname
@@ -67,7 +67,8 @@ class CiteRole(SphinxRole):
             to = href(page, "bibliography", key)
             tip = f'<a class="cite" href="{to}" data-tip="paper-{key}">{esc(papers[key]["label"])}</a>'
             made.append(tip)
-        return [nodes.raw("", "; ".join(made), format="html")], []
+        text = "; ".join(made)
+        return [nodes.raw("", f"({text})" if self.name == "citep" else text, format="html")], []
 
 
 class CodeRole(SphinxRole):
@@ -206,7 +207,7 @@ def setup(app: Sphinx) -> None:
     app.add_node(Word, html=(visit_word, None))
     app.add_node(FormulaLink, html=skip)
     app.add_role_to_domain("std", "term", TermRole(), override=True)  # that domain is asked first
-    for name, role in (("cite", CiteRole()), ("code", CodeRole()), ("formula", FormulaRole())):
+    for name, role in (("cite", CiteRole()), ("citep", CiteRole()), ("code", CodeRole()), ("formula", FormulaRole())):
         app.add_role(name, role, override=True)
     app.connect("env-purge-doc", purge)
     app.connect("doctree-read", link_terms)
