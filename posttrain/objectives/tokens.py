@@ -200,7 +200,7 @@ def logprobs_from_hidden(
     targets: Tensor,
     *,
     temperature: Tensor | float = 1.0,
-    chunk: int = 512,
+    chunk: int = 1024,
     needs: tuple[str, ...] = (),
 ) -> TokenStats:
     """Log-probabilities straight from hidden states and the output matrix, without ever holding all the logits.
