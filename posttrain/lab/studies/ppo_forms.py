@@ -6,6 +6,7 @@ far the policy moves from the one that sampled, per token and step, and what bec
 
 from collections.abc import Mapping
 from dataclasses import replace
+from math import log10
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -34,8 +35,13 @@ def read(cells: Cells) -> list[Figure]:
     """Each form against none: nearer to the old policy, and more right answers."""
     figures = []
     for form in ("clip", "penalty"):
-        for name, what, sign in (("kl_old", "kl(old ‖ policy) per token", -1), ("last", "right answers at the end", 1)):
+        for name, what, sign in (
+            ("kl_old", "log10 of kl(old ‖ policy) per token", -1),
+            ("last", "right answers at the end", 1),
+        ):
             free, held = column(cells["none"], name), column(cells[form], name)
+            if name == "kl_old":  # without a bound some steps go anywhere: means of such numbers say nothing
+                free, held = ([log10(x) for x in arm] for arm in (free, held))
             gap, low, high = paired(held, free)
             text = f"{what}: without {interval(free)[0]:.3f}, {form} {interval(held)[0]:.3f}; {gap:+.3f}"
             figures.append(
