@@ -54,7 +54,7 @@ class FormulaBlock(SphinxDirective):
         mine.append(found)
         link = f"in the code: {code_link(self.env, page, function, self.lineno)}" if function else ""
         made = checked(self.env, page, tex, self.lineno, display=True)
-        return [raw(f'<div class="formula" id="eq-{esc(label)}"><div class="equation" tabindex="0">{made}</div>'
+        return [raw(f'<div class="formula" id="eq-{esc(label)}"><div class="equation">{made}</div>'
                     f'<p class="under"><span>{link}</span><a class="number" href="#eq-{esc(label)}">({number})</a></p>'
                     "</div>")]  # fmt: skip
 

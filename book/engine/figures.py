@@ -102,12 +102,12 @@ def intervals(figures: list[dict[str, Any]]) -> str:
                      f'<circle class="start" cx="{at(f["before"]):.1f}" cy="{y}" r="4.5"/>'
                      f'<line class="pol" x1="{at(a):.1f}" x2="{at(b):.1f}" y1="{y}" y2="{y}"/>'
                      f'<circle class="fill-pol" cx="{at(f["after"]):.1f}" cy="{y}" r="5"/>')  # fmt: skip
-    return svg(parts, height)
+    return svg(parts, height, "wide")
 
 
-def svg(parts: list[str], height: float) -> str:
+def svg(parts: list[str], height: float, kind: str = "") -> str:
     """The drawing; its words are in the caption and the table of numbers."""
-    return f'<div class="drawing" tabindex="0"><svg viewBox="0 0 {_WIDTH} {height}" aria-hidden="true">{"".join(parts)}</svg></div>'
+    return f'<div class="drawing {kind}"><svg viewBox="0 0 {_WIDTH} {height}" aria-hidden="true">{"".join(parts)}</svg></div>'
 
 
 def curves(
@@ -194,7 +194,7 @@ class Figure(SphinxDirective):
         made = found["provenance"]
         stamp = (f"Study <code>{esc(name)}</code>, {len(found['seeds'])} seeds, recorded {made['made'][:10]}"
                  f"{'' if found['seen'] else '; <b>not everything it claims was seen</b>'}.")  # fmt: skip
-        behind = f'<details class="numbers"><summary>Numbers</summary><div class="scroll" tabindex="0">{numbers}</div></details>'
+        behind = f'<details class="numbers"><summary>Numbers</summary><div class="scroll">{numbers}</div></details>'
         return [raw(f'<figure class="run" id="fig-{name}">{self.axis("label-y")}{drawing}{self.axis("label-x")}<figcaption>'),
                 *self.parse_content_to_nodes(),
                 raw(f'<p class="stamp">{stamp}</p></figcaption>{behind}</figure>')]  # fmt: skip
@@ -232,7 +232,7 @@ class Run(SphinxDirective):
         took = f"{minutes:.0f} minutes" if minutes >= 1.5 else f"{60 * minutes:.0f} seconds"
         return [raw(f'<section class="run-it"><p class="kind">Run this yourself</p><pre><code>{command(found)}</code></pre>'
                     f"<p>It took {took} of one core ({esc(found['provenance']['machine'])}). It must give, within the "
-                    f'tolerance:</p><div class="scroll" tabindex="0">{table(found["figures"])}</div></section>')]  # fmt: skip
+                    f'tolerance:</p><div class="scroll">{table(found["figures"])}</div></section>')]  # fmt: skip
 
 
 def setup(app: Sphinx) -> None:

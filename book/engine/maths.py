@@ -96,7 +96,7 @@ def block(translator, node) -> None:
     """A displayed formula."""
     env, page = translator.builder.env, translator.builder.current_docname
     made = checked(env, page, node.astext(), display=True)
-    translator.body.append(f'<div class="equation" tabindex="0">{made}</div>')
+    translator.body.append(f'<div class="equation">{made}</div>')
     raise nodes.SkipNode
 
 

@@ -1,9 +1,10 @@
 """What surrounds a page: contents, previous and next, tooltips, assets; and the index that the search reads."""
 
-import html
 import json
 import re
 import shutil
+from collections.abc import Iterator
+from html.parser import HTMLParser
 from pathlib import Path
 
 from sphinx.application import Sphinx
@@ -42,23 +43,57 @@ def _index(app: Sphinx) -> dict:
     return used(app.env, "index")
 
 
-def _pieces(body: str, title: str, page: str):
-    """A page cut at its headings: [page and anchor, heading, text]."""
-    title = html.unescape(re.sub(r"<[^>]+>", "", title))
+class Words(HTMLParser):
+    """The text of a piece of a page: a formula once and without spaces, no source code, no signs for the eye alone."""
+
+    VOID = frozenset(("br", "hr", "img", "input", "link", "meta", "wbr"))
+
+    def __init__(self):
+        super().__init__()
+        self.said: list[str] = []
+        self.skipped = self.formula = 0
+
+    def handle_starttag(self, tag, attrs):
+        """Go into an element, or begin to pass over it."""
+        kind = dict(attrs).get("class") or ""
+        if self.skipped or tag == "annotation" or kind in ("katex-html", "source", "headerlink", "note-call"):
+            self.skipped += tag not in self.VOID
+        elif tag == "math":
+            self.formula = 1
+        elif not self.formula:
+            self.said.append(" " if tag not in ("a", "em", "b", "code", "span", "sup") else "")
+
+    def handle_endtag(self, tag):
+        """Leave an element."""
+        if self.skipped:
+            self.skipped -= 1
+        elif tag == "math":
+            self.formula = 0
+
+    def handle_data(self, data):
+        """Text, unless it is passed over."""
+        if not self.skipped:
+            self.said.append("".join(data.split()) if self.formula else data)
+
+
+def words(markup: str) -> str:
+    """What a reader of some HTML reads."""
+    parser = Words()
+    parser.feed(markup)
+    parser.close()
+    return " ".join("".join(parser.said).split())
+
+
+def _pieces(body: str, title: str, page: str) -> Iterator[list[str]]:
+    """A page cut at its headings and entries: [page and anchor, heading, text]."""
+    title = words(title)
     for part in re.split(r"(?=<h[123][ >])|(?=<dt id=)|(?=<section class=\"thing\")|(?=<li id=)", body):
-        anchor = re.search(r'id="([^"]+)"', part[:200]) if not part.startswith("<h1") else None
-        head = re.match(r"<(?:h[123]|dt)[^>]*>(.*?)</(?:h[123]|dt)>", part, re.S)
-        said = re.sub(r'<a class="headerlink".*?</a>', "", head[1]) if head else ""
-        name = html.unescape(re.sub(r"<[^>]+>", "", said)).strip()
-        text = re.sub(r"<annotation.*?</annotation>", "", part, flags=re.S)
-        text = re.sub(r'<span class="katex-html".*?(?=</p>|</div>|[.,;:] [a-zA-Z])', "", text, flags=re.S)
-        text = html.unescape(re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", text))).strip()
+        anchor = re.match(r'<(?!h1)[^>]*id="([^"]+)"', part)
+        head = re.match(r"<(h[123]|dt)[^>]*>(.*?)</\1>", part, re.S)
+        name, text = words(head[2]) if head else "", words(part)
         if text:
-            yield [
-                page + (f"#{anchor[1]}" if anchor else ""),
-                f"{title}: {name}" if name and name != title else title,
-                text[:1500],
-            ]
+            where = page + (f"#{anchor[1]}" if anchor else "")
+            yield [where, f"{title}: {name}" if name and name != title else title, text[:1500]]
 
 
 def finish(app: Sphinx, error: Exception | None) -> None:

@@ -17,6 +17,7 @@ from sphinx.errors import ExtensionError  # noqa: E402
 
 from book.engine import SETTINGS  # noqa: E402
 from book.engine.figures import interval_of, ticks  # noqa: E402
+from book.engine.site import words  # noqa: E402
 from posttrain.cli import book as served  # noqa: E402
 from posttrain.errors import RunError  # noqa: E402
 from posttrain.lab import digest  # noqa: E402
@@ -141,6 +142,13 @@ def test_the_interval_is_around_where_it_ended():
     assert interval_of({"before": 1.0, "after": 3.0, "low": 1.5, "high": 2.5}) == (2.5, 3.5)
     assert interval_of({"before": 1.0, "after": 0.2, "low": 0.1, "high": 0.3}) == (0.1, 0.3)
     assert ticks(0.0, 1.0) == [0.0, 0.2, 0.4, 0.6, 0.8, 1.0]
+
+
+def test_search_reads_a_formula_once_and_no_source(tmp_path):
+    page = build(tmp_path, "With $\\KL{p}{q}$ in *nats*.")
+    body = page[page.index("<article>") : page.index("</article>")]
+    assert words(body) == "A page With KL(p∥q) in nats."
+    assert words('<p>a</p><details class="source"><pre>x<br>y</pre></details><p>b</p>') == "a b"
 
 
 @pytest.fixture(scope="module")

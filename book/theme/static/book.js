@@ -97,6 +97,9 @@ for (const box of all(".predict")) {
   if (before !== undefined) mark(before);
 }
 
+// What is wider than its place can be reached and moved by keyboard ------------------------------------------------------
+for (const box of all(".equation, .drawing, .scroll, pre")) if (box.scrollWidth > box.clientWidth + 1) box.tabIndex = 0;
+
 // Search: an index that is loaded when it is first asked for -------------------------------------------------------------
 {
   const dialog = document.querySelector("dialog.search"), input = dialog.querySelector("input"), list = dialog.querySelector("ol");
@@ -108,7 +111,7 @@ for (const box of all(".predict")) {
     for (const [page, head, text] of window.bookIndex) {
       const low = text.toLowerCase(), top = head.toLowerCase();
       if (!words.every((w) => low.includes(w) || top.includes(w))) continue;
-      found.push([words.reduce((n, w) => n + 12 * top.includes(w) + Math.min(5, low.split(w).length - 1), page.startsWith("sections") ? 4 : 0), page, head, text, low.indexOf(words[0])]);
+      found.push([words.reduce((n, w) => n + 12 * top.includes(w) + Math.min(5, low.split(w).length - 1), page.startsWith("sections") ? 30 : page.startsWith("api") ? 0 : 10), page, head, text, low.indexOf(words[0])]);
     }
     found.sort((a, b) => b[0] - a[0]);
     for (const [, page, head, text, at] of found.slice(0, 12)) {
