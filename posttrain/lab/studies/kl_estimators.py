@@ -17,7 +17,7 @@ ESTIMATORS = {"k1": k1, "k2": k2, "k3": k3}
 
 
 def measure(settings: Mapping[str, Any], seed: int, scratch: Path) -> dict[str, list[float]]:
-    """For each drift: the mean exact KL; for each estimator its bias and its standard deviation, in units of that KL."""
+    """For each drift: the mean exact KL; for each estimator bias and standard deviation, in units of that KL."""
     generator = torch.Generator().manual_seed(seed)
     shape = (settings["prefixes"], settings["vocabulary"])
     reference = 2 * torch.randn(shape, generator=generator, dtype=torch.float64)
