@@ -19,7 +19,7 @@ import inputs
 import torch
 from pace import Pace, read_plan
 
-from posttrain.algorithms import group, ppo, preference, reward_model, sft
+from posttrain.algorithms import group, ppo, preference, reference, reward_model, sft
 from posttrain.models.load import load
 from posttrain.objectives.average import Average
 from posttrain.objectives.objective import Objective
@@ -111,15 +111,15 @@ def config(job: str, size: str, path: Path, steps: int, seed: int, threads: int,
 
 def time_reference(pace: Pace, rows_per_step: int) -> None:
     """Let DPO's pass over the reference, made once before training, be told: seconds for the rows of one step."""
-    inner = preference.reference_logps
+    inner = reference.reference_logps
 
-    def timed(reference, rows):
+    def timed(model, rows, micro_tokens):
         began = time.perf_counter()
-        found = inner(reference, rows)
+        found = inner(model, rows, micro_tokens)
         pace.facts["once"] = (time.perf_counter() - began) * rows_per_step / len(rows)
         return found
 
-    preference.reference_logps = timed
+    reference.reference_logps = timed
 
 
 def train(job: str, args: argparse.Namespace, pace: Pace) -> None:

@@ -117,7 +117,8 @@ def test_what_makes_no_sense_is_said(capsys, tmp_path, seven):
     (tmp_path / "bare.toml").write_text("batch_size = 4\n")
     (tmp_path / "odd.toml").write_text("bach_size = 4\nepochs = 2\n")
     for words, said in {
-        ("bare.toml",): "bare.toml fits several methods (sft, reward_model, preference). Write: posttrain plan METHOD",
+        ("bare.toml",): "bare.toml fits several methods (sft, reward_model, preference, unpaired, rrhf, best_of_n). "
+        "Write: posttrain plan METHOD",
         ("odd.toml",): "odd.toml fits no method. sft is nearest: bach_size (in odd.toml): there is no such field.",
         ("absent.toml",): "absent.toml is no config file, and its folder no run.",
         ("stf",): 'there is no method "stf". Did you mean "sft"?',

@@ -13,10 +13,13 @@ from scripts import load
 from twin import Twin, decoder, grouped, segments
 
 from posttrain.algorithms import policy_step, ppo, preference, sft
+from posttrain.algorithms.onpolicy import charged
+from posttrain.algorithms.reference import Comparison, Reference
 from posttrain.batch import collate, weigh
 from posttrain.data.rows import PairRow
 from posttrain.models.heads import ScalarModel
 from posttrain.models.load import frozen_copy
+from posttrain.models.lora import Lora
 from posttrain.objectives import PRESETS, Average, Clip, Objective, PreferenceLoss, policy_loss, value_loss
 from posttrain.objectives.tokens import values_before
 from posttrain.train.learner import Part, Term
@@ -79,12 +82,12 @@ def test_dpo(tolerance):
     asked = ["".join(random.sample("abcdefgh", random.randint(2, 5))) + "=" for _ in range(60)]
     ids, mask = script.make_pairs(twin.logits, asked)
     rows = [PairRow(i, tuple(segments(*pair))) for i, pair in enumerate(zip(ids, mask, strict=True))]
-    references = preference.reference_logps(twin.learner, rows)
+    compare = Comparison(Reference(), twin.learner, None, rows, Lora())
     with torch.no_grad():
         ref_logp = script.answer_logprobs(twin.logits, ids.flatten(0, 1), mask.flatten(0, 1)).view(-1, 2)
     for step in range(5):
         picked = torch.randperm(len(rows))[:8]
-        batch = preference.make_batch([rows[i] for i in picked], references, loss)
+        batch = preference.make_batch([rows[i] for i in picked], compare, loss)
         metrics = twin.step(Part(batch, lambda out, b: preference.loss_terms(out, b, loss), loss.needs, "group"))
         found = script.update(twin.logits, twin.optimizer, ids[picked], mask[picked], ref_logp[picked])
         twin.check(metrics, found["loss"], found["grad_norm"], tolerance)
@@ -149,7 +152,8 @@ def test_ppo(tolerance):
         batch, outcome = grouped(segments(ids, mask, sampled_logp), scores[:, None])
         batch = policy_step.with_logps(batch, actor.learner, reference, old=True)
         batch = batch.with_(old_value=values_before(critic.learner.outputs(batch, ("values",)).values))
-        batch, _ = ppo.with_advantages(batch, outcome, cfg, {"beta": cfg.objective.kl.beta})
+        rewards, _, _ = charged(batch, outcome, batch.old_logp, cfg.objective.kl, {"beta": cfg.objective.kl.beta})
+        batch = ppo.with_advantages(batch, rewards, cfg)
         assert near(advantage, batch.advantage, mask, 10 * tolerance)
         assert near(target, batch.value_target, mask, 10 * tolerance)
 
