@@ -4,7 +4,7 @@ ENV := .venv
 BIN := $(ENV)/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt
 
-.PHONY: demo book test test-slow oracles docs-check mutants packaging base bench bench-gpu bench-check golden studies wheel lint clean
+.PHONY: demo book test test-slow oracles docs-check mutants packaging base bench bench-gpu bench-check golden studies labs wheel lint clean
 
 demo: $(ENV)/.installed                   ## the whole pipeline on the embedded base
 	$(BIN)/posttrain demo
@@ -42,6 +42,9 @@ golden: $(ENV)/.installed-dev             ## a short run of every method, three 
 
 studies: $(ENV)/.installed-dev            ## the larger comparisons (hours); resumes; LAB="beside_trl --seeds 10" picks
 	$(BIN)/posttrain lab studies $(LAB)
+
+labs: $(ENV)/.installed-dev               ## the studies that the book's sections show, fresh, against their record (an hour)
+	$(BIN)/posttrain lab 02 13 14 15 16 23 --fresh --processes 2 $(LAB)
 
 book: $(ENV)/.installed-dev               ## the book as a site in posttrain/site; read it with `posttrain book`
 	rm -rf posttrain/site build/book

@@ -7,6 +7,7 @@ from docutils.parsers.rst import directives
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 
+from book.engine.data import use
 from book.engine.maths import checked
 from book.engine.prose import code_link, home
 from book.engine.sources import esc, href, problem, slug, sources, used
@@ -108,7 +109,10 @@ class Exercise(Panel):
 
 
 class Widget(Panel):
-    """{widget} name: the element `pt-name` of book/widgets/name.js. Content: what stands there without a script."""
+    """{widget} name: the element `pt-name` of book/widgets/name.js. Content: what stands there without a script.
+
+    data: a study whose recorded data it reads (`book.engine.data`).
+    """
 
     option_spec = {"state": directives.unchanged, "caption": directives.unchanged, "data": directives.unchanged}
 
@@ -118,7 +122,8 @@ class Widget(Panel):
             problem(self.env, page, f"there is no widgets/{name}.js", self.lineno)
         used(self.env, "scripts").setdefault(page, {})[name] = None
         data = "".join(f' data-{key}="{esc(self.options[key])}"' for key in ("state", "data") if key in self.options)
-        caption = f"<figcaption>{esc(self.options.get('caption', ''))}</figcaption>"
+        stamp = use(self.env, page, self.options["data"], self.lineno) if "data" in self.options else ""
+        caption = f"<figcaption>{esc(self.options.get('caption', ''))}{stamp}</figcaption>"
         return [raw(f'<figure class="widget"><pt-{name}{data}>'), self.inside(), raw(f"</pt-{name}>{caption}</figure>")]
 
 

@@ -8,9 +8,7 @@
 A figure whose study is gone, or has other settings than when the digest was recorded, makes the build fail.
 """
 
-import json
 import math
-from pathlib import Path
 from statistics import fmean
 from typing import Any
 
@@ -19,40 +17,12 @@ from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 
 from book.engine.blocks import raw
+from book.engine.data import command, load
 from book.engine.sources import esc, problem
 
 ROLES = ("pol", "old", "rf", "rew", "kl", "bad")
 """Colours of lines, in the order of the arms or lists; "ink" and "quiet" are of no role."""
 _WIDTH, _LEFT, _RIGHT = 640, 56, 132
-
-
-def load(env, page: str, name: str, line: int | None) -> dict[str, Any] | None:
-    """The digest of a study, after the check that it is of the study as it is written now."""
-    from posttrain.errors import UsageError
-    from posttrain.lab import digest, menu
-
-    path = Path(env.config.book_digests or digest.FOLDER) / f"{name}.json"
-    if not path.exists():
-        problem(env, page, f'the run "{name}" has no digest in {path.parent}', line)
-        return None
-    found = json.loads(path.read_text())
-    env.note_dependency(str(path))
-    try:
-        (entry,) = [e for e in menu.entries(found["kind"], [name]) if e.study.name == name]
-    except (UsageError, ValueError):
-        problem(env, page, f'the run "{name}" is of no study in posttrain/lab/menu.py', line)
-        return None
-    why = digest.outdated(entry.study, found)
-    if why:
-        problem(
-            env, page, f'the figure of "{name}" is out of date: {why}. `posttrain lab {found["kind"]} {name}`', line
-        )
-    return found
-
-
-def command(found: dict[str, Any]) -> str:
-    """What repeats a digest."""
-    return f"posttrain lab {found['kind']} {found['name']}"
 
 
 def number(x: float | None) -> str:

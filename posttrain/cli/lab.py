@@ -1,4 +1,4 @@
-"""`posttrain lab golden | studies`: run what is missing, show what was seen, and hold it against the record."""
+"""`posttrain lab golden | studies | SECTION`: run what is missing, show what was seen, hold it against the record."""
 
 import os
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ from typing import Any
 from posttrain.cli.options import help_text, parse, wants_help
 from posttrain.errors import ConfigError, UsageError, nearest
 
-_USAGE = "posttrain lab golden | studies [NAME NAME ...] [options]"
+_USAGE = "posttrain lab golden | studies | SECTION ... [NAME NAME ...] [options]"
 KINDS = ("golden", "studies")
 
 
@@ -19,7 +19,8 @@ def _cores() -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """Golden runs are short, one or more for each method; studies are larger comparisons. Each has a claim, arms that
+    """Golden runs are short, one or more for each method; studies are larger comparisons; a number, or several, stands
+    for the studies that those sections of the book show. Each has a claim, arms that
     differ in their settings, and seeds. Cells that already ran are kept in runs/lab; Ctrl-C stops, and the same command
     goes on. Figures are compared with the digest that the package holds (posttrain/lab/digests): exit code 1 where one
     has left its tolerance, or a cell failed. A study without a digest, or of other settings, gets a new one. `golden`
@@ -52,12 +53,12 @@ def main(words: Sequence[str]) -> int:
             raise UsageError(f'"{words[0]}" comes before golden or studies. Write: {_USAGE}')
         return 0
     kind = words[0]
-    if kind not in KINDS:
+    if kind not in KINDS and not kind.isdigit():
         raise UsageError(f'posttrain lab "{kind}": {nearest(kind, KINDS)} Write: {_USAGE}')
-    options = parse(Options, words[1:], f"posttrain lab {kind} [NAME NAME ...] [options]", ("names",))
+    options = parse(Options, words[not kind.isdigit() :], f"posttrain lab {kind} [NAME NAME ...] [options]", ("names",))
     from posttrain.lab.menu import entries  # needs torch
 
-    found = entries(kind, options.names)
+    found = _of_sections(options.names) if kind.isdigit() else entries(kind, options.names)
     if options.list:
         _list(found)
         return 0
@@ -65,6 +66,18 @@ def main(words: Sequence[str]) -> int:
     if kind == "golden" and not options.names:
         bad |= _one_cell_again(entries("studies"))
     return int(bad)
+
+
+def _of_sections(words: Sequence[str]) -> list[Any]:
+    """The studies of the sections among the words; with names among them, those of them alone."""
+    from posttrain.lab.menu import of_sections
+
+    numbers, names = [w for w in words if w.isdigit()], {w.replace("-", "_") for w in words if not w.isdigit()}
+    found = of_sections(numbers)
+    known = [word for e in found for word in e.words]
+    for name in names - set(known):
+        raise UsageError(f'there is no study "{name}" in {" ".join(numbers)}. {nearest(name, dict.fromkeys(known))}')
+    return [e for e in found if not names or names & set(e.words)]
 
 
 def _list(entries: Sequence[Any]) -> None:
@@ -130,20 +143,28 @@ def _conclude(cells: Sequence[Any], old: dict[str, Any] | None, options: Options
 
     It is written where there is none of these settings, or where it is asked for.
     """
-    from posttrain.lab import digest, verdict
+    from posttrain.lab import digest, page, verdict
 
     entry = cells[0].entry
     try:
         made = digest.make(entry, cells)
+        shown = page.make(entry.study, cells, made) if entry.study.page else None
     except (ValueError, ArithmeticError, LookupError) as error:
         print(f"{entry.study.name}: its cells ran, and cannot be read: {type(error).__name__}: {error}", flush=True)
         return None
     if old and (why := digest.outdated(entry.study, old)):
         print(f"{entry.study.name}: {why}", flush=True)
         old = None
+    rows = verdict.judge(made, old)
     if options.record or (old is None and options.seeds is None):
         print(f"wrote {digest.write(made)}", flush=True)
-    return made, verdict.judge(made, old)
+        old = made
+    if shown and old and (why := page.outdated(entry.study, page.load(made["name"]), old)):
+        again = page.outdated(entry.study, shown, old)
+        print(
+            f"{made['name']}: {why}: " + (f"{again}; --record writes both" if again else f"wrote {page.write(shown)}")
+        )
+    return made, rows
 
 
 def seeds_of(own: Sequence[int], number: int | None) -> tuple[int, ...]:

@@ -50,7 +50,9 @@ def run(entry: Entry, seed: int, folder: Path) -> None:
     scratch.mkdir(exist_ok=True)
     before = float(spent.read_text()) if spent.exists() else 0.0
     try:
-        figures = checked(entry.study.measure(settings, seed, scratch))
+        measured = dict(entry.study.measure(settings, seed, scratch))
+        page = {"page": plain(measured.pop("page"))} if "page" in measured else {}
+        figures = checked(measured)
     finally:
         checkpoint.write_text(spent, f"{before + processor_seconds():.2f}")
     record = {
@@ -60,6 +62,7 @@ def run(entry: Entry, seed: int, folder: Path) -> None:
         "made": provenance.now(),
         "revision": provenance.revision(),
         "versions": provenance.versions(),
+        **page,
     }
     checkpoint.write_text(folder / "cell.json", json.dumps(record, indent=1))
     shutil.rmtree(scratch)
@@ -80,6 +83,15 @@ def checked(figures: Mapping[str, Any]) -> dict[str, Any]:
             raise ValueError(f"the figure {name} = {value}: a figure is a finite number, or a list of them")
         found[name] = values if isinstance(value, list | tuple) else values[0]
     return found
+
+
+def plain(value: Any) -> Any:
+    """The value, if it is plain JSON. Raises ValueError where it is not."""
+    try:
+        json.dumps(value, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f'what a cell returns under "page" must be plain JSON with finite numbers: {error}') from error
+    return value
 
 
 def _stopped(number, frame) -> None:

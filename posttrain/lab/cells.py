@@ -32,7 +32,8 @@ from posttrain.train.folder import lock_folder
 
 ROOT = Path("runs/lab")
 PACKAGE = Path(posttrain.__file__).parent
-_CHANGES_NO_FIGURE = ("cell.py", "cells.py", "digest.py", "menu.py", "verdict.py")
+_CHANGES_NO_FIGURE = ("cell.py", "cells.py", "digest.py", "menu.py", "page.py", "verdict.py")
+_MAKES_NO_RUN = ("cli", "exercises", "live")
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,7 +95,8 @@ def missing(cells: Sequence[Cell], fresh: bool) -> list[Cell]:
     found = []
     for cell in cells:
         record = cell.record
-        if record is None or (fresh and record["code"] != code_of(cell.entry)):
+        lacks = record is None or (cell.entry.study.page is not None and "page" not in record)
+        if lacks or (fresh and record["code"] != code_of(cell.entry)):
             found.append(cell)
     return found
 
@@ -219,7 +221,7 @@ def code_of(entry: Entry) -> str:
     own = entry.module.rpartition(".")[2]
     for path in sorted(PACKAGE.rglob("*.py")):
         parts = path.relative_to(PACKAGE).parts
-        if parts[0] == "cli" or (parts[0] == "lab" and parts[-1] in _CHANGES_NO_FIGURE):
+        if parts[0] in _MAKES_NO_RUN or (parts[0] == "lab" and parts[-1] in _CHANGES_NO_FIGURE):
             continue
         if parts[0] == "lab" and len(parts) > 2 and path.stem != own:
             continue

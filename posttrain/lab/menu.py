@@ -96,6 +96,19 @@ def entries(kind: str, names: Iterable[str] = ()) -> list[Entry]:
     return [e for e in found if not wanted or set(e.words) & set(wanted)]
 
 
+def of_sections(numbers: Iterable[str]) -> list[Entry]:
+    """The studies that sections of the book show, by the sections' numbers. Raises UsageError where there is none."""
+    known = [e for kind in FOLDERS for e in entries(kind)]
+    found: dict[str, Entry] = {}
+    for number in numbers:
+        of_it = {e.study.name: e for e in known if number.zfill(2) in e.study.sections}
+        if not of_it:
+            have = ", ".join(sorted({s for e in known for s in e.study.sections}))
+            raise UsageError(f"section {number} of the book shows no study. Sections that do: {have or 'none'}.")
+        found |= of_it
+    return list(found.values())
+
+
 def of_module(module: str, kind: str = "studies") -> list[Entry]:
     """The studies that a file ends in."""
     loaded = importlib.import_module(module)

@@ -54,6 +54,7 @@ class Study:
     measure: Callable[[Mapping[str, Any], int, Path], Mapping[str, Any]]
     """(settings, seed, empty folder) -> figures: numbers, or lists of numbers for curves. Runs in a process of its own.
 
+    Under "page" it may return more, any plain JSON: what a widget of the book shows. It is no figure.
     The folder is the same one if the process was stopped in the middle, so that a run in it resumes. A MissingExtra
     means that the study cannot run here, and is passed over with its message.
     """
@@ -61,6 +62,10 @@ class Study:
     """All cells -> figures. Called again with each seed left out in turn, for the deviation between seeds."""
     version: int = 1
     """Raise it when `measure` comes to mean something else, so that old cells and digests no longer count."""
+    sections: tuple[str, ...] = ()
+    """Sections of the book that show it, as two digits: `posttrain lab 14` runs those of section 14."""
+    page: Callable[[Mapping[str, Mapping[int, Any]]], Any] | None = None
+    """Arm -> seed -> what `measure` returned under "page"; to what a widget of the book reads (`lab.page`)."""
 
     def __post_init__(self):
         if not self.name.isidentifier():
@@ -69,6 +74,8 @@ class Study:
             raise ValueError(
                 f"study {self.name}: arms = {list(self.arms)}, seeds = {self.seeds}: one of each, all distinct"
             )
+        if not all(len(number) == 2 and number.isdigit() for number in self.sections):
+            raise ValueError(f'study {self.name}: sections = {self.sections}: two digits each, ("02", "14")')
         if json.loads(json.dumps(_plain(self.arms))) != _plain(self.arms):
             raise ValueError(f"study {self.name}: settings must be plain JSON (lists, no tuples; text as keys)")
 
