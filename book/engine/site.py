@@ -108,9 +108,9 @@ def finish(app: Sphinx, error: Exception | None) -> None:
         (Path(app.outdir) / name).unlink(missing_ok=True)
     for folder in ("katex", "fonts"):
         shutil.copytree(VENDOR / folder, static / folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("*.js"))
-    for path in sorted((Path(app.srcdir) / "widgets").glob("*")):
-        (static / "widgets").mkdir(exist_ok=True)
-        shutil.copy(path, static / "widgets")
+    shutil.rmtree(static / "widgets", ignore_errors=True)
+    if (widgets := Path(app.srcdir) / "widgets").is_dir():
+        shutil.copytree(widgets, static / "widgets")
     pieces = [piece for page in _index(app).values() for piece in page]
     (static / "search-index.js").write_text(f"window.bookIndex = {json.dumps(pieces, ensure_ascii=False)};\n")
 
