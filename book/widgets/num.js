@@ -111,6 +111,19 @@ export function gae(rewards, values, { gamma = 1, lam = .95, last = 0 } = {}) {
  * @param {number} chosen @param {number} rejected */
 export const bradleyTerry = (chosen, rejected) => ({ loss: -logsigmoid(chosen - rejected), slope: -sigmoid(rejected - chosen) });
 
+/**
+ * DPO of a pair from log-probabilities of whole answers: L = -(1 - ε) log σ(m) - ε log σ(-m), minimised, with m = β h.
+ * @param {number} chosen @param {number} rejected @param {number} refChosen @param {number} refRejected @param {number} beta
+ * @param {number} [flips] ε, the share of labels taken for flipped (cDPO); 0 is DPO
+ * @returns {{loss: number, margin: number, rewardChosen: number, rewardRejected: number, weight: number}} weight: minus the
+ *   slope of L in m; β times it is how hard log π(chosen) is pushed up, and log π(rejected) down
+ */
+export function dpo(chosen, rejected, refChosen, refRejected, beta, flips = 0) {
+  const rewardChosen = beta * (chosen - refChosen), rewardRejected = beta * (rejected - refRejected), margin = rewardChosen - rewardRejected;
+  const loss = flips ? -(1 - flips) * logsigmoid(margin) - flips * logsigmoid(-margin) : -logsigmoid(margin);
+  return { loss, margin, rewardChosen, rewardRejected, weight: (1 - flips) * sigmoid(-margin) - flips * sigmoid(margin) };
+}
+
 // Randomness and steps ------------------------------------------------------------------------------------------------
 
 /**

@@ -16,6 +16,7 @@ pytest.importorskip("py_mini_racer", reason="the page's code runs in mini-racer,
 from posttrain import rng  # noqa: E402
 from posttrain.objectives import kl as library_kl  # noqa: E402
 from posttrain.objectives.policy import policy_loss  # noqa: E402
+from posttrain.objectives.preference import cdpo, dpo  # noqa: E402
 from posttrain.objectives.presets import PRESETS  # noqa: E402
 from posttrain.objectives.regularizers import proximal_penalty  # noqa: E402
 from posttrain.objectives.returns import gae  # noqa: E402
@@ -140,6 +141,29 @@ def test_preferences():
         (slope,) = torch.autograd.grad(loss.sum(), score)
         close(js("bradleyTerry", a, b)["loss"], loss[0].detach())
         close(js("bradleyTerry", a, b)["slope"], slope[0])
+
+
+@pytest.mark.parametrize("beta", [0.1, 0.7])
+@pytest.mark.parametrize("flips", [0.0, 0.2])
+def test_dpo(beta, flips):
+    draws = [numbers(30 + i, 40, 8.0) for i in range(4)]
+    answers = [double(x).requires_grad_() for x in draws]
+    loss, metrics = cdpo(*answers, beta=beta, label_smoothing=flips) if flips else dpo(*answers, beta=beta)
+    slopes = torch.autograd.grad(loss.sum(), answers[:2])
+    found = [js("dpo", *pair, beta, flips) for pair in zip(*draws, strict=True)]
+    close([f["loss"] for f in found], loss.detach())
+    for name, key in (("margin", "margin"), ("rewardChosen", "reward_chosen"), ("rewardRejected", "reward_rejected")):
+        close([f[name] for f in found], metrics[key])
+    for slope, sign in zip(slopes, (-1, 1), strict=True):
+        close([sign * beta * f["weight"] for f in found], slope)
+
+
+def test_a_policy_gives_back_its_reward_up_to_log_z():
+    """The cards of section 16: r = β (log π / π_ref + log Z), whatever log Z, has this policy as its optimum."""
+    policy, reference = (js("logSoftmax", numbers(seed, 6, 2.0)) for seed in (40, 41))
+    for log_z in (-30.0, 0.0, 12.0):
+        reward = [0.3 * (a - b + log_z) for a, b in zip(policy, reference, strict=True)]
+        close(js("tilted", reference, reward, 0.3), policy)
 
 
 def test_draws_are_the_library_s():
