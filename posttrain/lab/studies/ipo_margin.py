@@ -57,4 +57,5 @@ STUDY = Study(
     seeds=(0, 1, 2, 3, 4),
     measure=measure,
     read=read,
+    sections=("16",),
 )

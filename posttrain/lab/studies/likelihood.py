@@ -79,4 +79,5 @@ STUDY = Study(
     seeds=(0, 1, 2, 3, 4),
     measure=measure,
     read=read,
+    sections=("16",),
 )  # fmt: skip
