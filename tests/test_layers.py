@@ -41,6 +41,8 @@ LAYERS = (
     "assets",
     "recipes",
     "lab",
+    "exercises",
+    "live",
     "cli",
     "__main__",
 )
@@ -68,6 +70,7 @@ WITHOUT_TORCH = (
     "posttrain.cli.runs",
     "posttrain.cli.doctor",
     "posttrain.cli.train",
+    "posttrain.cli.book",
 )
 
 FILES = sorted(PACKAGE.rglob("*.py"))

@@ -2,13 +2,12 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import posttrain
 from posttrain.cli.options import parse
-from posttrain.errors import ConfigError, RunError
+from posttrain.errors import ConfigError, Interrupted
+from posttrain.live.server import server
 
 SITE = Path(posttrain.__file__).with_name("site")
 """Built by `make book`, and part of the wheel."""
@@ -17,7 +16,8 @@ _USAGE = "posttrain book [options]"
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """Serves the book to a browser on this machine, at an address on the loopback interface; Ctrl-C ends it."""
+    """Serves the book to a browser on this machine, at an address on the loopback interface; Ctrl-C ends it. Pages
+    opened by the printed address, which has a token, may start the short runs that the book offers, one at a time."""
 
     port: int = 8027
     """Port on 127.0.0.1; 0 takes a free one."""
@@ -29,42 +29,16 @@ class Options:
             raise ConfigError(f"port = {self.port}: a port is between 1 and 65535, or 0 for a free one")
 
 
-class Quiet(SimpleHTTPRequestHandler):
-    """Files of the site; says nothing of requests that went well."""
-
-    def log_request(self, code="-", size="-"):
-        """Print failures alone."""
-        if not str(code).startswith(("2", "3")):
-            super().log_request(code, size)
-
-    def end_headers(self):
-        """A page that was built anew is seen at once."""
-        self.send_header("Cache-Control", "no-cache")
-        super().end_headers()
-
-
-def server(folder: Path, port: int) -> ThreadingHTTPServer:
-    """A server of a built site on the loopback interface, not yet running. Raises RunError without site or port."""
-    if not (folder / "index.html").exists():
-        raise RunError(f"there is no built book in {folder}. In a checkout `make book` builds it, within a minute.")
-    try:
-        return ThreadingHTTPServer(("127.0.0.1", port), partial(Quiet, directory=str(folder)))
-    except OSError as error:
-        why = f"port {port} cannot be used: {error.strerror}. Take another with --port, or 0 for a free one."
-        raise RunError(why) from error
-
-
 def main(words: Sequence[str]) -> None:
     """Serve the book until Ctrl-C."""
     options = parse(Options, words, _USAGE)
     with server(SITE, options.port) as served:
-        address = f"http://127.0.0.1:{served.server_port}/"
-        print(f"the book is at {address}; Ctrl-C ends it", flush=True)
+        print(f"the book is at {served.address}\nCtrl-C ends it", flush=True)
         if options.open:
             import webbrowser
 
-            webbrowser.open(address)
+            webbrowser.open(served.address)
         try:
             served.serve_forever()
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, Interrupted):
             print()

@@ -26,6 +26,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "lab": ("posttrain.cli.lab", "golden runs and studies: does each method do what its paper says?"),
     "export": ("posttrain.cli.export", "write a run's model as an ordinary Hugging Face folder"),
     "book": ("posttrain.cli.book", "read the book: serves it to a browser on this machine"),
+    "check": ("posttrain.cli.check", "the book's exercises in code: get one, have it graded"),
     "model-card": ("posttrain.cli.card", "the model card of the embedded base"),
     "methods": ("posttrain.cli.methods", "policy-gradient methods as a table; what some do to the same answers"),
 }
