@@ -60,12 +60,10 @@ def read(cells: Cells) -> list[Figure]:
     seeds = cells["a fifth flipped"]
     dpo = column(seeds, "dpo in order")
     return [
-        rise(
-            "held-out pairs in order, no flips and a fifth", column(cells["no flips"], "dpo in order"), dpo, down=True
-        ),
-        rise("held-out pairs in order, dpo and cdpo", dpo, column(seeds, "cdpo in order")),
-        rise("held-out pairs in order, dpo and robust", dpo, column(seeds, "robust in order")),
-        rise("training margin, dpo and cdpo", column(seeds, "dpo margin"), column(seeds, "cdpo margin"), down=True),
+        rise("no flips, and a fifth", column(cells["no flips"], "dpo in order"), dpo, down=True),
+        rise("a fifth: dpo and cdpo", dpo, column(seeds, "cdpo in order")),
+        rise("a fifth: dpo and robust", dpo, column(seeds, "robust in order")),
+        rise("training margin: dpo and cdpo", column(seeds, "dpo margin"), column(seeds, "cdpo margin"), down=True),
     ]
 
 
