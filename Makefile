@@ -4,7 +4,7 @@ ENV := .venv
 BIN := $(ENV)/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt
 
-.PHONY: demo book test test-slow oracles docs-check mutants packaging base bench bench-gpu bench-check golden studies labs wheel lint clean
+.PHONY: demo book book-check test test-slow oracles docs-check mutants packaging base bench bench-gpu bench-check golden studies labs wheel lint clean
 
 demo: $(ENV)/.installed                   ## the whole pipeline on the embedded base
 	$(BIN)/posttrain demo
@@ -49,6 +49,9 @@ labs: $(ENV)/.installed-dev               ## the studies that the book's section
 book: $(ENV)/.installed-dev               ## the book as a site in posttrain/site; read it with `posttrain book`
 	rm -rf posttrain/site build/book
 	$(BIN)/python -m sphinx -q -W --keep-going -b html -d build/book book posttrain/site
+
+book-check: book                          ## every page in a browser; pictures in build/book-check; PAGES="sections/16" picks
+	$(BIN)/python -m book.check posttrain/site $(PAGES)
 
 wheel: book                               ## dist/*.whl, the built book in it
 	rm -rf build dist

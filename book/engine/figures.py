@@ -127,7 +127,7 @@ def curves(
     head = "".join(f"<th scope=col>{shown(v)}</th>" for v in x[:: max(1, len(x) // 8)])
     body = "".join(f"<tr><th scope=row>{esc(n)}</th>{''.join(f'<td>{number(v)}</td>' for v in m[:: max(1, len(x) // 8)])}</tr>"
                    for n, m in rows)  # fmt: skip
-    return svg(parts, height), f"<table><thead><tr><th></th>{head}</tr></thead><tbody>{body}</tbody></table>"
+    return svg(parts, height), f"<table><thead><tr><td></td>{head}</tr></thead><tbody>{body}</tbody></table>"
 
 
 def table(figures: list[dict[str, Any]]) -> str:
@@ -138,8 +138,8 @@ def table(figures: list[dict[str, Any]]) -> str:
         f"<td>{'' if f['tolerance'] is None else '± ' + number(f['tolerance'])}</td></tr>"
         for f in figures
     )
-    head = "".join(f"<th scope=col>{t}</th>" for t in ("", "before", "after", "95 % interval", "tolerance"))
-    return f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
+    head = "".join(f"<th scope=col>{t}</th>" for t in ("before", "after", "95 % interval", "tolerance"))
+    return f"<table><thead><tr><td></td>{head}</tr></thead><tbody>{rows}</tbody></table>"
 
 
 class Figure(SphinxDirective):
