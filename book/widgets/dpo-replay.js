@@ -3,7 +3,7 @@
 import { Widget, define, make } from "./kit/base.js";
 import { button, slider } from "./kit/controls.js";
 import { Plot } from "./kit/plot.js";
-import { lossCurve, quote, room, signed } from "./one-loss.js";
+import { lossCurve, quote, signed } from "./one-loss.js";
 import * as num from "./num.js";
 
 class Replay extends Widget {
@@ -19,6 +19,8 @@ class Replay extends Widget {
     });
     const left = make("div", {}, make("p", { class: "pt-title", text: "200 pairs, from where they began" }));
     const right = make("div", {}, make("p", { class: "pt-title", text: "The same pairs on the loss" }));
+    const all = this.paths.flatMap(([w, l]) => w.map((x, k) => this.beta * (x - l[k])));
+    this.span = [Math.floor(Math.min(...all)), Math.ceil(Math.max(...all))];
     this.text = make("p", { class: "pt-note" });
     this.stage.append(make("div", { class: "pt-columns" }, left, right), this.text);
     this.plane = new Plot(left, { label: "Change of both log-probabilities, an arrow for each pair", height: 330, left: 40, right: 12, top: 22 });
@@ -70,23 +72,25 @@ class Replay extends Widget {
     plot.cloud(Object.entries(parts).map(([role, [, points]]) => ({ points, role, size: 4.5, alpha: .8 })));
     plot.line("trail", this.paths[pair][0].slice(0, step + 1).map((w, i) => [w, this.paths[pair][1][i]]), { role: "ink", width: 2 });
     plot.dots("picked", [{ x: heads[pair][0], y: heads[pair][1], role: "ink", r: 6, open: true }]);
-    plot.text("below", x1, y1, "in order", { role: "pol", dx: plot.px(from) - plot.px(x1) + 10, dy: -10, bold: true });
-    plot.text("corner", 0, y2, "chosen likelier →", { dx: 4, dy: 13, anchor: plot.px(x2) - plot.px(0) > 110 ? "start" : "end" });
+    plot.text("below", from, y1, "below the line: in order", { role: "pol", dx: 10, dy: -10, bold: true });
     plot.end();
   }
 
   drawCurve(pair) {
-    const plot = this.curve, reach = room(Math.max(4, ...this.margins.map(Math.abs))), loss = this.margins.map((m) => -num.logsigmoid(m));
+    const plot = this.curve, [min, max] = this.span, high = -num.logsigmoid(min), loss = this.margins.map((m) => -num.logsigmoid(m));
     this.loss = num.mean(loss);
-    plot.begin({ x: { min: -reach, max: reach, label: `margin, β = ${this.beta}` }, y: { min: 0, max: reach * 1.1, label: "loss, minimised" } });
+    plot.begin({ x: { min, max, label: `margin, β = ${this.beta}` }, y: { min: 0, max: high, label: "loss, minimised; grey: how many pairs" } });
+    const counts = Array(5 * (max - min)).fill(0);
+    for (const m of this.margins) counts[Math.min(counts.length - 1, Math.floor((m - min) * 5 + 1e-9))]++;
+    plot.bars("count", counts.map((n, i) => ({ x: min + (i + .5) / 5, y: Math.min(high, n / 40 * high) })), { role: "quiet", width: .18 });
     plot.rule("zero", { x: 0, dash: "4 4" });
-    lossCurve(plot, 0, reach);
+    lossCurve(plot, 0);
     const points = { pol: [], bad: [] };
     for (const [i, m] of this.margins.entries()) points[m > 0 ? "pol" : "bad"].push(m, loss[i]);
     plot.cloud(Object.entries(points).map(([role, p]) => ({ points: p, role, size: 6, alpha: .35 })));
     plot.dots("picked", [{ x: this.margins[pair], y: loss[pair], role: "ink", r: 6, open: true }]);
     plot.rule("mean", { y: this.loss, role: "ink", dash: "2 3" });
-    plot.text("name", reach, this.loss, `mean loss ${this.loss.toFixed(3)}`, { role: "ink", anchor: "end", dy: -8, bold: true });
+    plot.text("name", max, this.loss, `mean loss ${this.loss.toFixed(3)}`, { role: "ink", anchor: "end", dy: -8, bold: true });
     plot.end();
   }
 

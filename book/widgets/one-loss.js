@@ -30,16 +30,13 @@ export function quote(into, prompt, chosen, rejected) {
 }
 
 /** A share as a percentage. @param {number} p */
-const percent = (p) => p > .9995 || p < .0005 ? `${number(100 * p, p < .5 ? 1 : 5)} %` : `${(100 * p).toFixed(p > .99 || p < .01 ? 1 : 0)} %`;
+const percent = (p) => p > .9995 || p < .0005 ? `${number(100 * p, p < .5 ? 1 : 5)}\u00a0%` : `${(100 * p).toFixed(p > .99 || p < .01 ? 1 : 0)}\u00a0%`;
 
-/**
- * The curve -log σ(m), or with a share of flipped labels cDPO's. @param {Plot} plot @param {number} smooth
- * @param {number} reach the curve goes from -reach to reach @param {string} [role]
- */
-export function lossCurve(plot, smooth, reach, role = "ink") {
-  const points = [];
-  for (let i = 0; i <= 80; i++) { const m = reach * (i / 40 - 1); points.push([m, num.dpo(m, 0, 0, 0, 1, smooth).loss]) }
-  plot.line("curve", points, { role });
+/** The curve -log σ(m) over a plot's axis, or with a share of flipped labels cDPO's. @param {Plot} plot @param {number} smooth @param {string} [key] @param {Object} [o] */
+export function lossCurve(plot, smooth, key = "curve", o = {}) {
+  const { min, max } = plot.x, points = [];
+  for (let i = 0; i <= 60; i++) { const m = min + (max - min) * i / 60; points.push([m, num.dpo(m, 0, 0, 0, 1, smooth).loss]) }
+  plot.line(key, points, o);
 }
 
 class OneLoss extends Widget {
@@ -53,15 +50,17 @@ class OneLoss extends Widget {
     this.stage.append(this.text, make("div", { class: "pt-columns" }, left, right));
     this.dials = new Plot(left, { label: "Log-probabilities of both answers against the reference", height: 290, left: 40, right: 10, top: 22, bottom: 26 });
     this.curve = new Plot(right, { label: "The loss over the margin", height: 290, left: 34, right: 14, top: 22 });
+    const into = make("div", { class: "pt-controls", style: "margin-top: .8rem" });  // between what they move above and below
+    this.stage.append(into, make("p", { class: "pt-title", style: "margin-top: .8rem", text: "The same difference in five steps" }));
     this.cards = CARDS.map(([title, why], i) => {
-      const value = make("b", {}), cell = make("div", {});
-      const words = make("div", {}, make("p", { class: "pt-title" }, `${i + 1}. ${title}: `, value), make("p", { class: "pt-note", text: why }));
-      this.stage.append(make("div", { class: "pt-columns pt-card" }, words, cell));
+      const value = make("b", { style: "color: var(--rew); display: block" }), cell = make("div", {});
+      const words = make("div", {}, make("p", { class: "pt-title", text: `${i + 1}. ${title}` }), make("p", { class: "pt-note" }, `${why} `, value));
+      this.stage.append(make("div", { class: "pt-columns", style: "gap: .2rem 1.2rem; margin-top: .7rem" }, words, cell));
       const last = i === CARDS.length - 1;
       return { value, plot: new Plot(cell, { label: title, height: last ? 104 : 62, left: 66, right: 8, top: 6, bottom: last ? 36 : 4 }) };
     });
-    slider(this, "beta", { label: "β", min: .01, max: 1, log: true, role: "kl" });
-    slider(this, "logz", { label: "log Z, which nobody knows", min: -40, max: 60, step: 1, text: (v) => signed(v, 0) });
+    slider(this, "beta", { label: "β", min: .01, max: 1, log: true, role: "kl", into });
+    slider(this, "logz", { label: "log Z, which nobody knows", min: -40, max: 60, step: 1, text: (v) => signed(v, 0), into });
     slider(this, "pair", { label: "Pair of the run", min: 0, max: this.data.pairs.length - 1, step: 1, text: (v) => String(v + 1), more: true });
     slider(this, "smooth", { label: "Share of labels taken for flipped (cDPO)", min: 0, max: .45, step: .01, role: "bad", more: true });
     button(this, { label: "What the run did to this pair", more: true, on: () => this.set(this.after()) });
@@ -72,6 +71,7 @@ class OneLoss extends Widget {
 
   draw() {
     const { w, l, beta, pair, smooth } = this.state;
+    this.widths = new Map([this.dials, this.curve, ...this.cards.map((c) => c.plot)].map((p) => [p, p.box.clientWidth]));  // read before any write
     const [prompt, chosen, rejected, refW, refL] = this.data.pairs[pair];
     const ref = [refW / 10, refL / 10], at = [Math.min(0, ref[0] + w), Math.min(0, ref[1] + l)];
     this.at = at; this.ref = ref;
@@ -84,31 +84,31 @@ class OneLoss extends Widget {
 
   drawDials(at, ref) {
     const low = 5 * Math.floor((Math.min(...ref) - 26) / 5), plot = this.dials;
-    const { margin, weight, rewardChosen, rewardRejected } = this.found;
-    plot.begin({ x: { min: .3, max: 2.7, hide: true }, y: { min: low, max: 0, label: "nats" } });
+    const { weight, rewardChosen, rewardRejected } = this.found;
+    const width = this.widths.get(plot);
+    plot.begin({ width, x: { min: .35, max: 2.75, hide: true }, y: { min: low, max: 0, label: "nats" } });
     for (const [i, name, key] of [[0, "chosen", "w"], [1, "rejected", "l"]]) {
-      const x = i + 1, u = at[i] - ref[i], reward = i ? rewardRejected : rewardChosen, role = reward < 0 ? "bad" : "rew";
+      const x = i + .85 + .1 * i, u = at[i] - ref[i], reward = i ? rewardRejected : rewardChosen, role = reward < 0 ? "bad" : "rew";
       plot.text(`name${i}`, x, low, name, { anchor: "middle", dy: 20, role: "ink", bold: true });
-      plot.line(`ref${i}`, [[x - .33, ref[i]], [x + .33, ref[i]]], { role: "rf" });
-      plot.text(`refname${i}`, x - .36, ref[i], "π_ref", { anchor: "end", role: "rf" });
+      plot.line(`ref${i}`, [[x - .25, ref[i]], [x + .25, ref[i]]], { role: "rf" });
+      plot.text(`refname${i}`, x + .28, ref[i], width < 380 ? "ref." : "reference", { role: "rf" });
       plot.mark(`gap${i}`, "rect", plot.inside, { class: `pt-bar ${role}`, x: plot.px(x) - 5, width: 10, y: Math.min(plot.py(at[i]), plot.py(ref[i])), height: Math.abs(plot.py(at[i]) - plot.py(ref[i])) });
       const far = Math.abs(plot.py(at[i]) - plot.py(ref[i])) > 34, y = far ? (at[i] + ref[i]) / 2 : at[i];
-      plot.text(`reward${i}`, x + .09, y, `β · ${signed(u)} = ${signed(reward, 2)}`, { role, dy: far ? 4 : u < 0 ? 26 : -18 });
+      plot.text(`reward${i}`, x + .09, y, width < 380 ? signed(reward, 2) : `β · ${signed(u)} = ${signed(reward, 2)}`, { role, dy: far ? 4 : u < 0 ? 26 : -18 });
       push(plot, `push${i}`, x, at[i], (i ? 1 : -1) * TIMES * weight * Math.sign(weight));
       plot.handle(`dial${i}`, { x, y: at[i], axis: "y", role: "pol", step: .5, min: low, max: 0,
         label: `log-probability of the ${name} answer`, text: (v) => `${number(v)} nats, ${signed(v - ref[i])} from the reference`,
         on: (v) => this.set({ [key]: v - ref[i] }) });
     }
     plot.end();
-    return margin;
   }
 
   drawCurve() {
     const { margin, loss, weight } = this.found, { smooth } = this.state, reach = room(Math.max(4, Math.abs(margin) * 1.05)), plot = this.curve;
-    plot.begin({ x: { min: -reach, max: reach, label: "margin β · h" }, y: { min: 0, max: reach * 1.1, label: "loss, minimised" } });
+    plot.begin({ width: this.widths.get(plot), x: { min: -reach, max: reach, label: "margin β · h" }, y: { min: 0, max: reach * 1.1, label: "loss, minimised" } });
     plot.rule("zero", { x: 0, dash: "4 4" });
-    if (smooth) plot.line("dpo", Array.from({ length: 81 }, (_, i) => [reach * (i / 40 - 1), -num.logsigmoid(reach * (i / 40 - 1))]), { role: "quiet", thin: true });
-    lossCurve(plot, smooth, reach);
+    if (smooth) lossCurve(plot, 0, "dpo", { role: "quiet", thin: true });
+    lossCurve(plot, smooth);
     const run = reach * .34;
     plot.line("tangent", [[margin - run, loss + weight * run], [margin + run, loss - weight * run]], { role: "pol", width: 2 });
     plot.text("weight", reach, reach * 1.1, `slope ${signed(-weight, 2)}`, { role: "pol", anchor: "end", dy: 12, bold: true });
@@ -128,17 +128,18 @@ class OneLoss extends Widget {
     const { beta, logz, smooth } = this.state, { margin, rewardChosen: w, rewardRejected: l, loss } = this.found;
     const shift = beta * logz, both = [w, l], reward = both.map((x) => x + shift);
     const reach = room(1.12 * Math.max(...both.map(Math.abs), ...reward.map(Math.abs), Math.abs(shift), Math.abs(margin), .2));
-    const say = [`difference ${signed(margin, 2)}, so ${percent(num.sigmoid(margin))}`, `β · (gap of ${signed(margin / beta)}) = ${signed(margin, 2)}`,
-      `difference ${signed(margin, 2)}`, `${signed(w, 2)} − (${signed(l, 2)}) = ${signed(margin, 2)}`, `−log σ(${signed(margin, 2)}) = ${(-num.logsigmoid(margin)).toFixed(3)}`];
-    if (smooth) say[4] = `with ${percent(smooth)} taken for flipped, ${loss.toFixed(3)}`;
+    const m = signed(margin, 2);
+    const say = [`σ(${m}) = ${percent(num.sigmoid(margin))}.`, `Gap: β · ${signed(margin / beta)} = ${m}.`, `Difference: ${m}.`,
+      `${signed(w, 2)} − (${signed(l, 2)}) = ${m}.`, `−log σ(${m}) = ${(-num.logsigmoid(margin)).toFixed(3)}.`];
+    if (smooth) say[4] = `With ${percent(smooth)} taken for flipped: ${loss.toFixed(3)}.`;
     for (const [i, card] of this.cards.entries()) {
       if (card.value.textContent !== say[i]) card.value.textContent = say[i];
       const plot = card.plot, last = i === 4, y = last ? room(reach) * 1.1 : 3;
-      plot.begin({ x: { min: -reach, max: reach, hide: !last, label: last ? "reward" : undefined }, y: { min: 0, max: y, hide: true } });
+      plot.begin({ width: this.widths.get(plot), x: { min: -reach, max: reach, hide: !last, label: last ? "reward" : undefined }, y: { min: 0, max: y, hide: true } });
       plot.rule("zero", { x: 0, role: "rf", dash: "4 4" });
       const ends = i === 0 || i === 2 ? reward : last ? [margin, 0] : both;
       plot.area("gap", { x1: Math.min(...ends), x2: Math.max(...ends), role: margin < 0 ? "bad" : "rew" });
-      if (last) this.drawLast(plot, reach, smooth);
+      if (last) this.drawLast(plot, smooth);
       else for (const k of [0, 1]) this.drawBar(plot, i, k, both[k], reward[k], shift);
       plot.end();
     }
@@ -154,9 +155,9 @@ class OneLoss extends Widget {
     if (card === 3) bar(plot, `a${k}`, y, 0, implied, "pol");
   }
 
-  drawLast(plot, reach, smooth) {
+  drawLast(plot, smooth) {
     const { margin, loss } = this.found;
-    lossCurve(plot, smooth, reach);
+    lossCurve(plot, smooth);
     plot.line("stem", [[margin, 0], [margin, loss]], { role: "rew", width: 2 });
     plot.dots("dot", [{ x: margin, y: Math.min(loss, plot.y.max), role: "rew", r: 5 }]);
   }

@@ -7,16 +7,42 @@ import pytest
 
 from posttrain.lab.golden.unpaired import halves
 from posttrain.lab.preference_runs import rise
+from posttrain.lab.studies.flipped_labels import flipped
 from posttrain.lab.studies.length_confounded import confounded
+from posttrain.lab.studies.one_loss import in_gold_order
 
 GOLDEN = ("online_preference", "preference", "reward_model", "rrhf", "unpaired")
-STUDIES = ("ipo_margin", "kto_half", "length_confounded", "likelihood", "online_rounds", "scorers")
+STUDIES = (
+    "flipped_labels",
+    "ipo_margin",
+    "kto_half",
+    "length_confounded",
+    "likelihood",
+    "one_loss",
+    "online_rounds",
+    "scorers",
+)
 TINY = {
     "steps": 2, "prompts": 16, "pairs": 14, "updates": 2, "ranked": 24, "held": 24, "members": 2,
 }  # fmt: skip
-EQUAL = ("ipo: end over target", "ipo: second half", "calibration error", "share of the gain")
-"""Figures that claim no difference."""
-OWN = {"online_rounds": {"prompts": 4}, "scorers": {"prompts": 40}, "reward_model": {"pairs": 40}}
+EQUAL = (
+    "loss of the first step",
+    "tokens per answer, after - before",
+    "ipo: end over target",
+    "ipo: second half",
+    "calibration error",
+    "share of the gain",
+)
+"""Figures that claim no difference, or are one by themselves."""
+CURVES = ("chosen", "rejected")
+"""Figures that are lists."""
+OWN = {
+    "one_loss": {"scored": [0, 1, 2]},
+    "flipped_labels": {"held": 12},
+    "online_rounds": {"prompts": 4},
+    "scorers": {"prompts": 40},
+    "reward_model": {"pairs": 40},
+}
 
 
 def study(name: str):
@@ -28,7 +54,7 @@ def figures(name: str, value: float) -> dict:
 
     class Any(dict):
         def __missing__(self, key):
-            return value
+            return [value] if key in CURVES else value
 
     return {arm: {seed: Any() for seed in study(name).seeds} for arm in study(name).arms}
 
@@ -58,6 +84,31 @@ def test_verdicts_are_half_of_the_pairs(tmp_path):
     ]  # fmt: skip
 
 
+def test_a_share_of_labels_is_turned_around():
+    rows = [{"prompt": str(i), "chosen": "a", "rejected": "b"} for i in range(50)]
+    found = flipped(rows, 0.2, 7)
+    assert [row["prompt"] for row in found] == [row["prompt"] for row in rows]
+    assert sum(row["chosen"] == "b" and row["rejected"] == "a" for row in found) == 10
+    assert flipped(rows, 0.0, 7) == rows and flipped(rows, 0.2, 8) != found
+
+
+def test_the_annotator_and_gold_agree_or_not():
+    asked = "Tell me about Edgar."
+    rude, silent = "Nobody cares. Look it up yourself.", ""
+    assert in_gold_order({"prompt": asked, "chosen": silent, "rejected": silent}) == 0.5
+    a, b = ({"prompt": asked, "chosen": x, "rejected": y} for x, y in ((silent, rude), (rude, silent)))
+    assert {in_gold_order(a), in_gold_order(b)} == {0.0, 1.0}
+
+
+def test_the_replay_adds_up_to_where_pairs_ended():
+    lines = [{"prompt": "p", "chosen": "c", "rejected": "r"}]
+    moved = [[[0.0], [0.0]], [[-1.26], [-3.14]], [[-2.0], [-7.5]]]
+    shown = study("one_loss").page({"β = 0.1": {0: {"pairs": lines, "start": [[-9.04], [-4.0]], "moved": moved}}})
+    ((prompt, chosen, rejected, *before, up, down),) = shown["pairs"]
+    assert (prompt, chosen, rejected, before) == ("p", "c", "r", [-90, -40])
+    assert up == [-13, -7] and down == [-31, -44] and sum(up) == -20 and sum(down) == -75
+
+
 @pytest.mark.parametrize("share", [0.9, 0.5])
 def test_winners_are_longer_as_often_as_asked(tmp_path, share):
     rows = [{"prompt": "", "chosen": "x" * (3 + i % 2), "rejected": "y" * (4 - i % 2)} for i in range(40)]
@@ -73,6 +124,8 @@ def test_winners_are_longer_as_often_as_asked(tmp_path, share):
 def test_it_runs_on_a_tiny_setting(tmp_path, name):
     given = dict(next(iter(study(name).arms.values())))
     given |= {k: v for k, v in (TINY | OWN.get(name, {})).items() if k in given}
-    found = study(name).measure(given, 0, tmp_path)
-    assert found and all(isinstance(x, float | int) for x in found.values())
+    found = dict(study(name).measure(given, 0, tmp_path))
+    shown = found.pop("page", None)
+    assert found and all(isinstance(x, float | int) for x in found.values() if not isinstance(x, list))
+    assert (study(name).page is None) == (shown is None)
     json.dumps(found)
