@@ -32,6 +32,8 @@ LAYERS = (
     "sample",
     "envs",
     "rewards",
+    "train.metrics",  # the glossary, which pages show
+    "pages",  # what a run writes of itself for people
     "train",
     "search",
     "evals",
@@ -64,6 +66,7 @@ WITHOUT_TORCH = (
     "posttrain.dist",
     "posttrain.chat",
     "posttrain.assets.world",
+    "posttrain.pages.run",
     "posttrain.cli.main",
     "posttrain.cli.options",
     "posttrain.cli.config",
@@ -169,6 +172,7 @@ def test_a_module_says_what_it_is(path):
 
 def test_optional_packages_are_imported_inside_functions():
     optional = {"transformers", "pyarrow", "datasets", "peft", "vllm", "ray", "math_verify", "gymnasium", "markdown_it"}
+    optional |= {"tensorboard", "trackio", "wandb"}
     for path in FILES:
         for name in imports(ast.parse(path.read_text()), top_level=True):
             assert name.split(".")[0] not in optional, f"{module_name(path)} imports {name} at its top"

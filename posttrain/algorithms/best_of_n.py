@@ -160,8 +160,9 @@ def train(cfg: Config, run: Run) -> Result:
         folder = run.folder / f"round-{number + 1}"
         if run.done == 0:
             run.note(report(rows))
+            run.plan(plan(cfg))
         for step in run.steps(first + cfg.steps):
-            prompts = pick(rows.train, step, cfg.prompts, cfg.run.seed)
+            prompts = run.took(step, pick(rows.train, step, cfg.prompts, cfg.run.seed))
             groups = rollout(sampler, prompts, n=cfg.group_size, params=cfg.sampling, seed=run.seed(step, "rollout"),
                              template=loaded.template, tokenizer=loaded.tokenizer, version=number)  # fmt: skip
             groups = score(groups, rewards)

@@ -33,7 +33,7 @@ def draw(
     """
     groups, kept = [], []
     for again in range(cfg.draws if cfg.objective.keep == "mixed" else 1):
-        questions = take(prompts, state["cursor"], cfg.prompts - len(kept), cfg.run.seed)
+        questions = run.took(step, take(prompts, state["cursor"], cfg.prompts - len(kept), cfg.run.seed))
         state["cursor"] += len(questions)
         seed = run.seed(step, "rollout", again) if again else run.seed(step, "rollout")
         found = answered(questions, cfg.group_size, params, seed)

@@ -12,7 +12,14 @@ from typing import ClassVar
 from torch import nn
 
 from posttrain.algorithms.dynamic_sampling import draw, drawn_metrics
-from posttrain.algorithms.policy_step import check_gap, first_weights, learning_batch, next_weights, policy_terms
+from posttrain.algorithms.policy_step import (
+    check_gap,
+    first_weights,
+    learning_batch,
+    members,
+    next_weights,
+    policy_terms,
+)
 from posttrain.batch import TokenBatch, weigh
 from posttrain.data.rows import Data, Rows, report, tasks
 from posttrain.envs.rollout import rollout
@@ -194,12 +201,12 @@ def train(cfg: Config, run: Run) -> Result:
         groups, kept = draw(cfg, run, step, rows.train, state, params, answered)
         metrics = group_metrics(groups) | drawn_metrics(cfg, groups, kept, policy.version - sampler.version)
         run.keep_samples(step, groups)  # before the checks, whose advice is to read them
-        signal = watch_signal(run, step, groups, state, grouped=cfg.objective.needs_group)
-        first = policy.version == 0
+        first, signal = policy.version == 0, watch_signal(run, step, groups, state, grouped=cfg.objective.needs_group)
         if kept and not (signal.silent and first):  # at the reference, the leash has no gradient either
             kept = shaped(kept, cfg.form, params.max_tokens)
             batch, state = learning_batch(kept, policy, reference, cfg.objective, state, rewards=rewards,
                                           form=cfg.form, greedy=greedy, old=cfg.updates > 1)  # fmt: skip
+            run.keep_advantages(members(kept), batch)
             count = min(cfg.minibatches, len(batch.group.unique()))
             seeds = [run.seed(step), *(run.seed(step, epoch) for epoch in range(1, cfg.epochs))]
             for seed in seeds if count else ():

@@ -157,7 +157,7 @@ def train(cfg: Config, run: Run) -> Result:
         return terms(out, b, cfg.loss, cfg.way)
 
     for step in run.steps(cfg.steps):
-        prompts = pick(rows.train, step, cfg.prompts, cfg.run.seed)
+        prompts = run.took(step, pick(rows.train, step, cfg.prompts, cfg.run.seed))
         groups = score(answered(cfg, run.seed(step, "rollout"), prompts, loaded, sampler, opponent), rewards)
         metrics, first = group_metrics(groups), policy.version == 0
         run.keep_samples(step, groups)

@@ -95,7 +95,7 @@ def critic_demand(cfg: Any, rows: Rows, model: nn.Module, critic: nn.Module) -> 
 
 def sampled(actor: Actor, cfg: Any, run: Run, step: int, state: dict) -> tuple[list[Group], Metrics, Signal]:
     """The scored answers of a step by the policy as it is, what they say of themselves, and whether they can teach."""
-    prompts = pick(actor.rows.train, step, cfg.prompts, cfg.run.seed)
+    prompts = run.took(step, pick(actor.rows.train, step, cfg.prompts, cfg.run.seed))
     params = replace(cfg.sampling, stop_ids=actor.loaded.stop_ids)
     groups = rollout(actor.sampler, prompts, n=cfg.group_size, params=params, seed=run.seed(step, "rollout"),
                      template=actor.loaded.template, tokenizer=actor.loaded.tokenizer,

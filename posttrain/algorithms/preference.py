@@ -114,7 +114,7 @@ def train(cfg: Config, run: Run) -> Result:
         run.note(report(rows))
         run.check(0, check_stop_ids([s for row in rows.train for s in row.pair], loaded.stop_ids))
     for step in run.steps(steps):
-        picked = pick(rows.train, step, cfg.batch_size, cfg.run.seed)
+        picked = run.took(step, pick(rows.train, step, cfg.batch_size, cfg.run.seed))
         batch = make_batch(picked, compare, cfg.loss)
         metrics = policy.step(Part(batch, loss, cfg.loss.needs, together="group", coupled=cfg.loss.coupled))
         if step == 0:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from posttrain.algorithms.onpolicy import NEEDS, charged, end_step, make_actor, sampled
-from posttrain.algorithms.policy_step import first_weights, next_weights, policy_terms, with_logps
+from posttrain.algorithms.policy_step import first_weights, members, next_weights, policy_terms, with_logps
 from posttrain.algorithms.shaping import Shaping, first_scale, shaped
 from posttrain.batch import TokenBatch, collate_groups, weigh
 from posttrain.data.rows import Data, Rows, report, tasks
@@ -168,6 +168,7 @@ def train(cfg: Config, run: Run) -> Result:
             batch = with_logps(batch, policy, actor.reference, old=False)
             rewards, state, leash = charged(batch, reward, batch.sampled_logp, cfg.kl, state)  # r_t
             batch = batch.with_(advantage=credit(rewards, batch, cfg, state["baseline"]))  # G_t - b
+            run.keep_advantages(members(groups), batch)
             batch = weigh(batch, cfg.average)
             metrics = add(metrics | leash, policy.step(Part(batch, loss, NEEDS)))
             state |= next_weights(objective, state, metrics)

@@ -137,7 +137,7 @@ def train(cfg: Config, run: Run) -> Result:
         run.note(report(rows))
         run.check(0, check_stop_ids([s for row in rows.train for s in said(row)], loaded.stop_ids))
     for step in run.steps(steps):
-        picked = pick(rows.train, step, cfg.batch_size, cfg.run.seed)
+        picked = run.took(step, pick(rows.train, step, cfg.batch_size, cfg.run.seed))
         batch = make_batch(picked)
         metrics = scorer.step(Part(batch, loss, needs=("values",), together="group"))
         if step == 0:

@@ -94,7 +94,7 @@ def train(cfg: Config, run: Run) -> Result:
         run.note(report(rows))
         run.check(0, *([] if cfg.data.kind == "text" else [check_stop_ids(rows.train, loaded.stop_ids)]))
     for step in run.steps(steps):
-        segments = pick(rows.train, step, cfg.batch_size, cfg.run.seed)
+        segments = run.took(step, pick(rows.train, step, cfg.batch_size, cfg.run.seed))
         batch = weigh(collate(segments, pad_id=loaded.tokenizer.pad_id), cfg.average)
         metrics = policy.step(Part(batch, loss))
         if step == 0:

@@ -153,7 +153,7 @@ def train(cfg: Config, run: Run) -> Result:
         return loss_terms(out, b, cfg.loss, point)
 
     for step in run.steps(steps):
-        picked = pick(rows.train, step, cfg.batch_size, cfg.run.seed)
+        picked = run.took(step, pick(rows.train, step, cfg.batch_size, cfg.run.seed))
         batch, others = make_batch(picked, compare)
         point, state = reference_point(policy, batch, others, cfg.loss, state)
         metrics = policy.step(Part(weigh_rows(batch, Average("sequence"), "row"), loss))

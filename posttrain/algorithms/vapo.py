@@ -24,7 +24,7 @@ from posttrain.algorithms.onpolicy import (
     sampled,
     with_values,
 )
-from posttrain.algorithms.policy_step import first_weights, policy_terms, with_logps
+from posttrain.algorithms.policy_step import first_weights, members, policy_terms, with_logps
 from posttrain.algorithms.shaping import Shaping, first_scale, shaped
 from posttrain.batch import TokenBatch, collate_groups, weigh
 from posttrain.data.rows import Data, Rows, report, tasks
@@ -177,6 +177,7 @@ def train(cfg: Config, run: Run) -> Result:
         batch = with_values(batch, critic)
         rewards, state, leash = charged(batch, reward, batch.old_logp, cfg.objective.kl, state)
         batch = with_advantages(batch, rewards, cfg)
+        run.keep_advantages(members(groups), batch)
         foreseen = explained_variance(batch.old_value, batch.value_target, batch.mask)
         metrics |= leash | {"explained_variance": (foreseen.nan_to_num(), foreseen.isfinite())}
         first, count = policy.version == 0, min(cfg.minibatches, len(batch.group.unique()))

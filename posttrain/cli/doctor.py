@@ -22,6 +22,9 @@ EXTRAS: dict[str, tuple[str, str]] = {
     "vllm": ("vllm", "fast sampling on a GPU"),
     "ray": ("ray", "many machines"),
     "control": ("gymnasium", "control tasks"),
+    "tensorboard": ("tensorboard", "run.mirror = tensorboard"),
+    "trackio": ("trackio", "run.mirror = trackio"),
+    "wandb": ("wandb", "run.mirror = wandb"),
     "book": ("sphinx", "building the book"),
     "dev": ("pytest", "tests"),
 }

@@ -66,8 +66,9 @@ class Options:
 def main(words: Sequence[str]) -> None:
     """Race, print, and write the page."""
     options = parse(Options, words, USAGE, ("methods",))
-    from posttrain.cli.race_view import chart, render, search_text, show, table, what_text
+    from posttrain.cli.race_view import render, search_text, show, table, what_text
     from posttrain.lab.race import as_json, entrant, mean_curve, run_race
+    from posttrain.pages.terminal import chart
     from posttrain.train.checkpoint import write_text
 
     track = track_of(options)

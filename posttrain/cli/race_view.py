@@ -4,12 +4,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jinja2
-
 from posttrain.lab.race import SEARCH_SEED, Ran, Track, mean_curve
 from posttrain.lab.study import interval, paired
-
-_MARKS = "ox+*#@%&=~"
+from posttrain.pages import page
+from posttrain.pages.plot import draw
 
 
 def search_text(track: Track) -> str:
@@ -94,55 +92,22 @@ def _figure(figure: tuple[float, float | None, float | None] | None, sign: str =
     return f"{mean:{sign}.3f}" + ("" if low is None else f" [{low:{sign}.3f}, {high:{sign}.3f}]")
 
 
-def chart(curves: Mapping[str, Sequence[tuple[float, float]]], width: int = 76, height: int = 15) -> str:
-    """Curves in characters, with a mark for each."""
-    points = [p for curve in curves.values() for p in curve]
-    if not points:
-        return "No run was measured."
-    left, right = min(x for x, _ in points), max(x for x, _ in points)
-    low, high = min(0.0, *(y for _, y in points)), max(y for _, y in points)
-    high = high if high > low else low + 1
-    grid = [[" "] * width for _ in range(height)]
-    for mark, curve in zip(_MARKS * len(curves), curves.values(), strict=False):
-        for column in range(width):
-            y = _at(curve, left + (right - left) * column / (width - 1))
-            if y is not None:
-                row = round((y - low) / (high - low) * (height - 1))
-                line = grid[height - 1 - row]
-                line[column] = mark if line[column] == " " else line[column]
-    lines = [f"{high - (high - low) * i / (height - 1):7.2f} |{''.join(row).rstrip()}" for i, row in enumerate(grid)]
-    axis = f"{'':7} +{'-' * width}\n{'':9}{left:<6g}{'steps':^{max(width - 12, 5)}}{right:>6g}"
-    key = "   ".join(f"{mark} {name}" for mark, name in zip(_MARKS * len(curves), curves, strict=False))
-    return "\n".join([*lines, axis, key])
-
-
-def _at(curve: Sequence[tuple[float, float]], x: float) -> float | None:
-    """The curve at x, by straight lines; None outside of it."""
-    for (x0, y0), (x1, y1) in zip(curve, curve[1:], strict=False):
-        if x0 <= x <= x1:
-            return y0 + (y1 - y0) * (x - x0) / (x1 - x0)
-    return curve[0][1] if len(curve) == 1 else None
-
-
 def render(found: Sequence[Ran], rows: Sequence[Mapping[str, Any]], track: Track, task: str) -> str:
     """The race as one HTML page that needs no network."""
-    points = [p for r in found for curve in r.curves.values() for p in curve]
-    right, high = max((x for x, _ in points), default=1), max((y for _, y in points), default=1.0)
-    left, low = min((x for x, _ in points), default=0), min((0.0, *(y for _, y in points)))
-
-    def path(curve: Sequence[tuple[float, float]]) -> str:
-        wide, tall = max(right - left, 1), (high - low) or 1
-        return " ".join(f"{40 + 640 * (x - left) / wide:.1f},{300 - 280 * (y - low) / tall:.1f}" for x, y in curve)
-
-    lines = [
-        {"name": r.name, "hue": round(360 * i / len(found)), "mean": path(mean_curve(r)),
-         "seeds": [path(curve) for curve in r.curves.values()]}
-        for i, r in enumerate(found)
-    ]  # fmt: skip
-    loader = jinja2.FileSystemLoader(Path(__file__).parent)
-    page = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    return page.get_template("race.html.jinja").render(
-        lines=lines, rows=rows, cells=[cells(row) for row in rows], track=track, task=task,
-        search=search_text(track), what=what_text(track), left=left, right=right, low=low, high=high,
+    plot = draw({
+        "title": f"Reward on {task}", "metric": what_text(track) + " Thin: each seed.",
+        "lines": {r.name: mean_curve(r) for r in found},
+        "behind": {r.name: list(r.curves.values()) for r in found},
+    }, (700, 330))  # fmt: skip
+    return page.render(
+        "race.html.jinja",
+        Path(__file__).parent,
+        names=", ".join(r.name for r in found),
+        plot=plot,
+        rows=rows,
+        cells=[cells(row) for row in rows],
+        track=track,
+        task=task,
+        search=search_text(track),
         first=rows[0]["method"],
-    )  # fmt: skip
+    )

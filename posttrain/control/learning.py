@@ -113,6 +113,28 @@ def value_terms(out: Outputs, b: StepBatch, clip: float | None = None) -> tuple[
     return [Term("value", value, b.weights["token"])], metrics
 
 
+def as_samples(batch: StepBatch, paid: Tensor) -> list[dict[str, Any]]:
+    """Rows of a batch for samples.jsonl, each an episode or a piece of one: seen, done, earned, reinforced with.
+
+    batch: with advantages; its rewards are what is learned from. paid: [N, T] what the environment paid.
+    """
+
+    def numbers(x: Tensor, i: int) -> Tensor:
+        return x[i][batch.mask[i]].double().round(decimals=4)
+
+    return [
+        {
+            "observations": numbers(batch.obs, i),
+            "actions": numbers(batch.action, i) if batch.action.is_floating_point() else batch.action[i][batch.mask[i]],
+            "paid": numbers(paid, i),
+            "rewards": numbers(batch.reward, i),
+            "advantages": numbers(batch.advantage, i),
+            "ended": bool(batch.ended[i]),
+        }
+        for i in range(len(batch))
+    ]
+
+
 def of_critic(metrics: Metrics) -> Metrics:
     """What a critic's step adds to the log, where loss, lr and grad_norm are the policy's."""
     return {name: x for name, x in metrics.items() if name not in ("loss", "lr", "grad_norm")}

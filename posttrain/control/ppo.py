@@ -14,6 +14,7 @@ from posttrain.control.learning import (
     Actor,
     Kept,
     Task,
+    as_samples,
     check_end,
     first_checks,
     foreseen,
@@ -130,11 +131,14 @@ def train(cfg: Config, run: Run) -> Result:
     policy, critic = learners(actor, u, cfg.steps)
     parts = {"policy": Kept(actor.policy, policy), "critic": Kept(actor.critic, critic), "envs": actor.envs}
     state = run.load(parts, {"env_steps": 0, "tie": u.objective.proximal.weight})
+    run.plan(plan(cfg))
 
     for step in run.steps(cfg.steps):
         batch, episodes = collect(actor.envs, actor.policy, run.seed(step, "actions"), task.horizon)
         metrics, state["env_steps"] = of_episodes(episodes, batch, state["env_steps"])
-        batch = batch.with_(reward=task.reward_scale * batch.reward)
+        paid = batch.reward
+        batch = valued(batch.with_(reward=task.reward_scale * paid), critic, u)
+        run.keep_samples(step, as_samples(batch, paid))
         first = policy.version == 0
         found, state["tie"] = improve(policy, critic, batch, u, run.seed(step, "minibatches"), state["tie"])
         metrics = add(metrics, found)
@@ -152,15 +156,19 @@ def learners(actor: Actor, u: Update, steps: int) -> tuple[Learner, Learner]:
     return Learner(actor.policy, u.optim, total), Learner(actor.critic, u.critic_optim, total)
 
 
+def valued(batch: StepBatch, critic: Learner, u: Update) -> StepBatch:
+    """A batch as collected, with the rewards to learn from: with values, whitened advantages and value targets."""
+    return with_values(batch, critic.model, gamma=u.gamma, lam=u.lam, normalise=True)
+
+
 def improve(
     policy: Learner, critic: Learner, batch: StepBatch, u: Update, seed: int, tie: float
 ) -> tuple[Metrics, float]:
     """All passes over one batch.
 
-    batch: as collected, with the rewards to learn from. seed: of the minibatches. tie: weight of the penalty, if the
+    batch: from `valued`. seed: of the minibatches. tie: weight of the penalty, if the
     objective has one. Returns what is logged, and the penalty's weight for the next batch.
     """
-    batch = with_values(batch, critic.model, gamma=u.gamma, lam=u.lam, normalise=True)
     metrics = foreseen(batch)
     batch = batch.flat()
     batch = batch.with_(old_logp=policy.outputs(batch).logp)

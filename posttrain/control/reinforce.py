@@ -13,6 +13,7 @@ from torch import Tensor
 
 from posttrain.control.learning import (
     Kept,
+    as_samples,
     check_end,
     first_checks,
     make_actor,
@@ -120,11 +121,14 @@ def train(cfg: Config, run: Run) -> Result:
     critic = Learner(actor.critic, cfg.critic_optim, cfg.steps * cfg.critic_updates)
     parts = {"policy": Kept(actor.policy, policy), "critic": Kept(actor.critic, critic), "envs": actor.envs}
     state = run.load(parts, {"env_steps": 0, "baseline": 0.0, "weight": 0.0})
+    run.plan(plan(cfg))
 
     for step in run.steps(cfg.steps):
         batch, episodes = collect(actor.envs, actor.policy, run.seed(step, "actions"))  # τ ~ π_θ
         metrics, state["env_steps"] = of_episodes(episodes, batch, state["env_steps"])
-        batch = credited(batch.with_(reward=cfg.reward_scale * batch.reward), actor.critic, cfg, state["baseline"])
+        paid = batch.reward
+        batch = credited(batch.with_(reward=cfg.reward_scale * paid), actor.critic, cfg, state["baseline"])
+        run.keep_samples(step, as_samples(batch, paid))
         batch = batch.weigh(cfg.objective.average)
         first = policy.version == 0
         metrics = add(metrics, policy.step(Part(batch, bound(cfg), NEEDS)))

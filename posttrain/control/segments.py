@@ -15,8 +15,8 @@ from torch import Tensor
 from posttrain import rng
 from posttrain.control import predictor as rewards
 from posttrain.control.labellers import LABELLERS, Clip, Labeller, labeller, unscale
-from posttrain.control.learning import Actor, Kept, Task, check_end, first_checks, make_actor, of_episodes
-from posttrain.control.ppo import Update, check_minibatches, improve, learners
+from posttrain.control.learning import Actor, Kept, Task, as_samples, check_end, first_checks, make_actor, of_episodes
+from posttrain.control.ppo import Update, check_minibatches, improve, learners, valued
 from posttrain.control.predictor import Answers, Comparisons, Ensemble, Predictor, features
 from posttrain.control.spaces import Spaces
 from posttrain.control.steps import StepBatch, collect
@@ -104,6 +104,7 @@ def train(cfg: Config, run: Run) -> Result:
     start = {"env_steps": 0, "tie": cfg.update.objective.proximal.weight, "asked": 0}
     state = run.load(parts, start)
     said = labeller(cfg.labeller, task.env, run, errors=cfg.errors)
+    run.plan(plan(cfg))
 
     for step in run.steps(cfg.steps):
         batch, episodes = collect(actor.envs, actor.policy, run.seed(step, "actions"), task.horizon)
@@ -120,7 +121,9 @@ def train(cfg: Config, run: Run) -> Result:
         metrics |= of_reward(learned, spread, batch) | {
             "comparisons": len(judged.data), "abstained_comparisons": state["asked"] - len(judged.data)
         }  # fmt: skip
-        batch = batch.with_(reward=task.reward_scale * learned)
+        paid = batch.reward
+        batch = valued(batch.with_(reward=task.reward_scale * learned), critic, cfg.update)
+        run.keep_samples(step, as_samples(batch, paid))
         first = policy.version == 0
         found, state["tie"] = improve(policy, critic, batch, cfg.update, run.seed(step, "minibatches"), state["tie"])
         metrics = add(metrics, found)

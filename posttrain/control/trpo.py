@@ -16,6 +16,7 @@ from torch.func import functional_call
 from posttrain.control.learning import (
     Kept,
     Task,
+    as_samples,
     check_end,
     check_kl,
     flat,
@@ -112,12 +113,15 @@ def train(cfg: Config, run: Run) -> Result:
     critic = Learner(actor.critic, cfg.critic_optim, cfg.steps * cfg.critic_updates)
     parts = {"policy": Kept(actor.policy), "critic": Kept(actor.critic, critic), "envs": actor.envs}
     state = run.load(parts, {"env_steps": 0})
+    run.plan(plan(cfg))
 
     for step in run.steps(cfg.steps):
         batch, episodes = collect(actor.envs, actor.policy, run.seed(step, "actions"), task.horizon)
         metrics, state["env_steps"] = of_episodes(episodes, batch, state["env_steps"])
-        batch = batch.with_(reward=task.reward_scale * batch.reward)
+        paid = batch.reward
+        batch = batch.with_(reward=task.reward_scale * paid)
         batch = with_values(batch, actor.critic, gamma=cfg.gamma, lam=cfg.lam, normalise=True)
+        run.keep_samples(step, as_samples(batch, paid))
         batch = batch.flat().weigh(Average("token"))
         accepted, found = improve(actor.policy, batch, cfg)
         if cfg.line_search:

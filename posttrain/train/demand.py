@@ -232,12 +232,23 @@ def probe(run: "Run", demand: Demand, *learners: "Learner") -> None:
 
     learners: those of `demand.trained`. Raises OutOfMemory. Weights, optimizers and random state stay as they are.
     """
+    run.plan(in_words(demand))
     if run.settings.probe == "off":
         return
     dist.first(lambda: check_fits(demand))
     if run.settings.probe == "step":
         for t, learner in zip(demand.trained, learners, strict=True):
             learner.probe(t.batch, t.needs, t.together)
+
+
+def in_words(demand: Demand) -> str:
+    """The arithmetic of a run in a sentence or two."""
+    most = peak(demand)
+    steps = "" if demand.steps is None else f"{demand.steps} steps of "
+    return (
+        f"{steps}{demand.words}, {demand.updates} optimizer step(s) each. Most memory is needed at the {most.name}: "
+        f"about {amount(most.total)}."
+    )
 
 
 def check_fits(demand: Demand, here: Machine | None = None) -> None:

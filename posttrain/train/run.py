@@ -19,26 +19,32 @@ in timing.jsonl and log.txt only, which are no part of that promise. Where sever
 import contextlib
 import json
 import os
-import signal
-import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from posttrain import config, dist, rng
 from posttrain.errors import ConfigError, Interrupted, InvariantError, NonFiniteError, OutOfMemory, RunError, UsageError
+from posttrain.pages.run import write_run
 from posttrain.train import checkpoint, provenance
-from posttrain.train.folder import Result, compare, lock_folder, never_began, read_result, refuse_foreign, size
+from posttrain.train.folder import Result, compare, lock_folder, never_began, read_result, refuse_foreign
 from posttrain.train.invariants import Check
 from posttrain.train.machine import lacking_memory
 from posttrain.train.metrics import lookup, mean
 from posttrain.train.progress import Bar, headline
-from posttrain.train.samples import pick
+from posttrain.train.samples import Kept, row_mark
+from posttrain.train.sinks import Sinks
+from posttrain.train.stopping import Stopping
+
+if TYPE_CHECKING:
+    from posttrain.batch import TokenBatch
+    from posttrain.records import Trajectory
+
+Row = TypeVar("Row")
 
 MAY_CHANGE = {"may_change": True}
-_FILES = ("metrics.jsonl", "samples.jsonl", "timing.jsonl", "invariants.jsonl")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +63,8 @@ class RunConfig:
     """A metric, such as eval_reward; the checkpoint with its best value stays too, and becomes the run's model."""
     samples: int = field(default=4, metadata=MAY_CHANGE)
     """Whole trajectories written to samples.jsonl per step."""
+    mirror: tuple[Literal["tensorboard", "trackio", "wandb"], ...] = field(default=(), metadata=MAY_CHANGE)
+    """Dashboards that get the metrics as well, such as tensorboard,trackio. One that fails never stops a run."""
     probe: Literal["off", "sizes", "step"] = field(default="sizes", metadata=MAY_CHANGE)
     """sizes: refuse a run that by its sizes cannot fit in memory. step: also try its largest micro-batch first."""
 
@@ -86,13 +94,14 @@ class Run:
         """The result if the run was already finished with this very configuration; training is skipped then."""
         self._lock = lock
         self._checkpoints = folder / "checkpoints"
-        self._handles: dict[str, Any] = {}
+        self._sinks = Sinks(folder)
+        self._samples = Kept()
         self._bar: Bar | None = None
         self._total = 0
         self._last: tuple[int, dict[str, float]] = (-1, {})
         self._latest: Path | None = None
         self._loaded = False
-        self._stop: str | None = None
+        self._stop = Stopping()
         self._step_began = time.monotonic()
         self._cleanup = contextlib.ExitStack()
 
@@ -165,10 +174,9 @@ class Run:
     def close(self) -> None:
         """Close files, restore signal handlers and the terminal, and release the folder."""
         self._cleanup.close()
-        for handle in self._handles.values():
-            with contextlib.suppress(OSError):
-                handle.close()
-        self._handles.clear()
+        with contextlib.suppress(OSError, RunError):
+            self._write_samples()
+        self._sinks.close()
         if self._lock >= 0:
             os.close(self._lock)
             self._lock = -1
@@ -204,18 +212,21 @@ class Run:
         """
         assert self._loaded or self._latest is None, "call run.load(parts) before run.steps: this run is resumed"
         self._total = n
-        self._catch_signals()
+        self._stop.catch_signals(self._cleanup, lambda: f"in the middle of step {self.done}. {self.folder}")
         self._bar = Bar(self.folder.name, n, self.done) if dist.rank() == 0 else None
         self._cleanup.callback(self._close_bar)
+        if dist.rank() == 0 and self.done < n:
+            self._sinks.open_mirrors(self.settings.mirror, config.to_toml(self.cfg), self.done, self.note)
         for step in range(self.done, n):
             provenance.seed_torch(self.seed(step, "torch"))
             self._step_began = time.monotonic()
             yield step
             self.done = step + 1
             saved = self._latest is not None and checkpoint.steps_of(self._latest) == self.done
-            if self._stopping() and (saved or step + 1 == n):
+            reason = self._stop.reason()
+            if reason and (saved or step + 1 == n):
                 raise Interrupted(
-                    f"{self._stop} after step {step}. {self.folder} continues from "
+                    f"{reason} after step {step}. {self.folder} continues from "
                     f"{self._latest.name if self._latest else 'the start'} with the same command."
                 )
         self._cleanup.close()
@@ -243,21 +254,36 @@ class Run:
         self._append("metrics.jsonl", {"step": step, **values})
         seconds = time.monotonic() - self._step_began
         self._append("timing.jsonl", {"step": step, "seconds": round(seconds, 4), "time": provenance.now()})
+        self._sinks.mirror(step, values)
         self._last = (step, values)
         if self._bar:
             self._bar.show(step, values)
         return values
 
-    def keep_samples(
-        self, step: int, items: Iterable[Any], advantages: Sequence[Sequence[float]] | None = None
-    ) -> None:
-        """Write a few of a step's trajectories to samples.jsonl, chosen by (seed, step). Call it before `save`.
+    def plan(self, text: str) -> None:
+        """What the run is going to do, in words: plan.txt, which its report shows."""
+        if dist.rank() == 0:
+            checkpoint.write_text(self.folder / "plan.txt", text + "\n")
 
-        items: Groups, Trajectories, or plain dicts. advantages: one list per trajectory (per token of its first
-        segment), in the order of the flattened items.
+    def took(self, step: int, rows: list[Row]) -> list[Row]:
+        """The rows of data that a step took, as they are: a mark of each goes into rows.jsonl, for `runs diff`."""
+        self._append("rows.jsonl", {"step": step, "rows": [row_mark(row) for row in rows]})
+        return rows
+
+    def keep_samples(self, step: int, items: Iterable[Any]) -> None:
+        """Keep a few of a step's trajectories for samples.jsonl, chosen by (seed, step). Call it before `save`.
+
+        items: Groups, Trajectories, or plain dicts. They are written when the step ends, or the run stops.
         """
-        for record in pick(items, advantages, self.settings.samples, self.seed(step, "samples")):
-            self._append("samples.jsonl", {"step": step, **record})
+        self._write_samples()
+        self._samples = Kept(step, items, self.settings.samples, self.seed(step, "samples"))
+
+    def keep_advantages(self, members: Sequence["Trajectory"], batch: "TokenBatch") -> None:
+        """Add to the step's samples what each of their tokens was reinforced with.
+
+        members: the trajectories that `batch.trajectory` counts; the batch has advantages.
+        """
+        self._samples.credit(members, batch)
 
     def check(self, step: int, *checks: Check) -> None:
         """Record invariants in invariants.jsonl; a failed one is said aloud, a failed fatal one stops the run.
@@ -294,14 +320,12 @@ class Run:
         Call it at the end of every step. parts: what to keep, by name ("policy" becomes the model folder itself).
         state: the loop's own plain dict. Returns the folder written, or None. Raises RunError on a full disk.
         """
+        self._write_samples()
         done = step + 1
-        if done % self.settings.save_every and done != self._total and not self._stopping():
+        if done % self.settings.save_every and done != self._total and not self._stop.reason():
             return None
-        for handle in self._handles.values():
-            os.fsync(handle.fileno())
-        sizes = {name: size(self.folder / name) for name in _FILES}
         metrics = self._last[1] if self._last[0] == step else {}
-        record = {"steps": done, "sizes": sizes, "metrics": metrics, "seed": self.settings.seed}
+        record = {"steps": done, "sizes": self._sinks.sizes(), "metrics": metrics, "seed": self.settings.seed}
         self._latest = checkpoint.write(self._checkpoints, done, parts, state or {}, record)
         if dist.rank() == 0:
             checkpoint.prune(self._checkpoints, self.settings.keep, self.settings.best)
@@ -339,6 +363,10 @@ class Run:
         (self.folder / "failed.json").unlink(missing_ok=True)
         self.note(f"finished after {self.done} steps  {headline(final)}")
         checkpoint.write_text(self.folder / "result.json", json.dumps(text, indent=1))
+        try:
+            write_run(self.folder)
+        except Exception as error:  # a page for people must not make a finished run a failed one
+            self.note(f"no report was written: {type(error).__name__}: {error}")
         return Result(self.folder, self.done, final, model, best)
 
     def _find_place(self) -> None:
@@ -349,49 +377,16 @@ class Run:
         record = checkpoint.read_record(self._latest) if self._latest else {"steps": 0, "sizes": {}, "metrics": {}}
         self.done = record["steps"]
         self._last = (self.done - 1, record["metrics"])
-        for name in _FILES:
-            path, wanted = self.folder / name, record["sizes"].get(name, 0)
-            if size(path) < wanted:
-                raise RunError(
-                    f"{path} has {size(path)} bytes but had {wanted} when {self._latest} was written: it was "
-                    "edited. Restore it, or start into a new folder (--out)."
-                )
-            if path.exists() and self.result is None:  # a finished run has its last checks after the checkpoint
-                os.truncate(path, wanted)
+        self._sinks.cut_back(record["sizes"], self._latest, finished=self.result is not None)
 
     def _append(self, name: str, record: Mapping[str, Any] | str) -> None:
-        if dist.rank():
-            return
-        line = record if isinstance(record, str) else json.dumps(record, ensure_ascii=False, allow_nan=False)
-        try:
-            if name not in self._handles:
-                self._handles[name] = open(self.folder / name, "a", encoding="utf-8")  # noqa: SIM115 - closed by close()
-            self._handles[name].write(line + "\n")
-            self._handles[name].flush()
-        except OSError as error:
-            raise checkpoint.full_disk(error, f"writing {self.folder / name}", self.folder) or error from error
+        if dist.rank() == 0:
+            self._sinks.append(name, record)
 
-    def _stopping(self) -> str | None:
-        """Why to stop, once any process of the run was asked to: asked at the same places in all of them."""
-        if dist.all_max(self._stop is not None) and not self._stop:
-            self._stop = "stopped with another process"
-        return self._stop
-
-    def _catch_signals(self) -> None:
-        if threading.current_thread() is not threading.main_thread():
-            return
-
-        def handle(number, frame):
-            name = "interrupted (Ctrl-C)" if number == signal.SIGINT else "stopped by SIGTERM"
-            if self._stop:
-                raise Interrupted(
-                    f"{name} at once, in the middle of step {self.done}. {self.folder} continues from its "
-                    "last checkpoint with the same command."
-                )
-            self._stop = name
-
-        for number in (signal.SIGINT, signal.SIGTERM):
-            self._cleanup.callback(signal.signal, number, signal.signal(number, handle))
+    def _write_samples(self) -> None:
+        kept, self._samples = self._samples, Kept()
+        for record in kept.records():
+            self._append("samples.jsonl", record)
 
     def _close_bar(self) -> None:
         if self._bar:

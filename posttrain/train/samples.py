@@ -1,30 +1,64 @@
 """Lines of samples.jsonl: what the policy wrote, with masks, scores and advantages, for people to read."""
 
+import hashlib
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from posttrain import rng
-from posttrain.records import Group, Trajectory
+from posttrain.records import Group, Task, Trajectory
+
+if TYPE_CHECKING:
+    from posttrain.batch import TokenBatch
 
 
-def pick(
-    items: Iterable[Any], advantages: Sequence[Sequence[float]] | None, limit: int, seed: int
-) -> Iterator[dict[str, Any]]:
-    """Up to `limit` of the items as JSON-ready dicts, chosen by the seed and kept in their order.
+class Kept:
+    """Some of a step's samples, which get their advantages once these are known."""
 
-    items: Groups (flattened), Trajectories, or dicts (passed on). advantages: one list per flattened trajectory.
+    def __init__(self, step: int = -1, items: Iterable[Any] = (), limit: int = 0, seed: int = 0):
+        """Up to `limit` of the items, chosen by the seed and kept in their order.
+
+        items: Groups (flattened), Trajectories, or dicts (passed on).
+        """
+        flat = [member for item in items for member in (item.members if isinstance(item, Group) else (item,))]
+        self.step = step
+        self._items = [flat[i] for i in sorted(rng.permutation(len(flat), seed)[:limit])] if flat else []
+        self._advantage: dict[int, list[list[float]]] = {}
+
+    def credit(self, members: Sequence[Trajectory], batch: "TokenBatch") -> None:
+        """What each token was reinforced with. members: the trajectories that `batch.trajectory` counts.
+
+        A trajectory is known by its segments, which stay the same object where its reward is changed.
+        """
+        wanted = {id(t.segments) for t in self._items if isinstance(t, Trajectory) and t.segments}
+        for row, number in enumerate(batch.trajectory.tolist()):
+            mark = id(members[number].segments)
+            if mark in wanted:
+                values = batch.advantage[row, : int(batch.attend[row].sum())].tolist()
+                self._advantage.setdefault(mark, []).append(values)
+
+    def records(self) -> Iterator[dict[str, Any]]:
+        """The samples as lines of samples.jsonl."""
+        for item in self._items:
+            if isinstance(item, Trajectory):
+                yield {"step": self.step, **trajectory(item, self._advantage.get(id(item.segments)))}
+            else:
+                yield {"step": self.step, **plain(item)}
+
+
+def row_mark(row: Any) -> str:
+    """A short digest of a row of data, after its name or number where it has one: equal rows have equal marks."""
+    own = (row.id, row.prompt, row.answer) if isinstance(row, Task) else row
+    name = getattr(row, "id", getattr(row, "index", ""))
+    digest = hashlib.blake2b(repr(own).encode(), digest_size=5).hexdigest()
+    return f"{name} {digest}".strip()
+
+
+def trajectory(t: Trajectory, advantages: Sequence[Sequence[float]] | None = None) -> dict[str, Any]:
+    """One episode as plain JSON: conversation, why it ended, score with its reasons, tokens with their mask.
+
+    advantages: per token of each segment, where anything was learned from the episode.
     """
-    flat = [member for item in items for member in (item.members if isinstance(item, Group) else (item,))]
-    for i in sorted(rng.permutation(len(flat), seed)[:limit]):
-        if isinstance(flat[i], Trajectory):
-            yield trajectory(flat[i], advantages[i] if advantages is not None else None)
-        else:
-            yield plain(flat[i])
-
-
-def trajectory(t: Trajectory, advantage: Sequence[float] | None = None) -> dict[str, Any]:
-    """One episode as plain JSON: conversation, why it ended, score with its reasons, tokens with their mask."""
     record: dict[str, Any] = {
         "task": t.task.id,
         "messages": [
@@ -54,8 +88,8 @@ def trajectory(t: Trajectory, advantage: Sequence[float] | None = None) -> dict[
         {"tokens": list(s.tokens), "mask": "".join("x" if m else "." for m in s.mask), "logp": plain(s.logp)}
         for s in t.segments
     ]
-    if advantage is not None:
-        record["advantage"] = plain(advantage)
+    for segment, values in zip(record["segments"], advantages or (), strict=False):
+        segment["advantage"] = plain(values)
     return record
 
 

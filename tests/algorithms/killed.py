@@ -10,7 +10,7 @@ from algorithms import toy
 from posttrain.train.learner import Learner
 from posttrain.train.run import Run
 
-FILES = ("metrics.jsonl", "samples.jsonl", "invariants.jsonl")
+FILES = ("metrics.jsonl", "samples.jsonl", "rows.jsonl", "invariants.jsonl")
 
 
 class Killed(BaseException):

@@ -27,7 +27,7 @@ def test_interrupted_and_resumed_is_as_unbroken(tmp_path, name):
 
         def stop(step, metrics):
             if step == 1:
-                run._stop = "interrupted"
+                run._stop._reason = "interrupted"
             return log(step, metrics)
 
         run.log = stop

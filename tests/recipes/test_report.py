@@ -8,7 +8,9 @@ from html.parser import HTMLParser
 
 import pytest
 
-from posttrain.recipes.report import draw, duration, headline, interval, number, render, share, ticks, write_report
+from posttrain.pages.plot import draw, ticks
+from posttrain.pages.words import duration, interval, number, share
+from posttrain.recipes.report import headline, render, write_report
 from posttrain.train.metrics import METRICS
 
 VOID = {"meta", "link", "br", "rect", "line", "circle", "path"}
@@ -182,7 +184,7 @@ def test_curves_carry_the_glossary(data):
     for words in (entry.formula, entry.meaning, entry.healthy, entry.alarm):
         assert f"<dd>{words}</dd>" in text
     plots = [attrs for _, attrs in Page(text).elements if attrs.get("class") == "plot"]
-    assert [len(json.loads(plot["data-points"])) for plot in plots] == [100, 1], "an empty curve is left out"
+    assert [len(json.loads(plot["data-lines"])[0][1]) for plot in plots] == [100, 1], "an empty curve is left out"
 
 
 def test_the_headline_is_one_sentence_of_the_numbers(data):
@@ -217,17 +219,17 @@ def test_numbers_in_words():
 def test_a_curve_lies_inside_its_frame_and_has_ticks(values):
     plot = draw({"title": "t", "metric": "loss", "points": list(enumerate(values))})
     left, top, right, bottom = plot.frame
-    for x, y, _, _ in plot.points:
+    for x, y, _, _ in plot.lines[0].points:
         assert left <= x <= right and top <= y <= bottom
     assert 3 <= len(plot.y_ticks) <= 8 and all(top <= y <= bottom for y, _ in plot.y_ticks)
     labels = [words for _, words in plot.y_ticks]
     assert len(labels) == len(set(labels)), "two ticks read the same"
-    assert plot.points[0][1] >= plot.points[-1][1], "more is higher, so its y is smaller"
+    assert plot.lines[0].points[0][1] >= plot.lines[0].points[-1][1], "more is higher, so its y is smaller"
 
 
 def test_values_that_are_not_numbers_are_left_out_of_a_curve():
     plot = draw({"metric": "loss", "points": [[0, 1.0], [1, None], [2, float("nan")], [3, float("inf")], [4, 2.0]]})
-    assert [step for _, _, step, _ in plot.points] == ["0", "4"]
+    assert [step for _, _, step, _ in plot.lines[0].points] == ["0", "4"]
     assert draw({"metric": "loss", "points": [[0, None]]}) is None
 
 

@@ -1,16 +1,18 @@
 """A run resumes bit for bit after SIGKILL, refuses another config, stops where it may, and writes what it promises."""
 
 import json
+import math
 import os
 import signal
 import subprocess
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
 import torch
 
+from posttrain.batch import collate_groups
 from posttrain.errors import ConfigError, Interrupted, InvariantError, NonFiniteError, RunError, UsageError
 from posttrain.records import Group, Message, Score, Segment, Stop, Task, Trajectory
 from posttrain.train.invariants import Check
@@ -83,7 +85,7 @@ def test_a_run_folder_holds_what_is_promised(tmp_path):
     result, _ = train(tmp_path / "r", Config())
     names = {p.name for p in (tmp_path / "r").iterdir()}
     assert names == {"config.toml", "meta.json", "metrics.jsonl", "samples.jsonl", "timing.jsonl", "log.txt",
-                     "checkpoints", "result.json", ".lock"}  # fmt: skip
+                     "checkpoints", "result.json", "report.html", ".lock"}  # fmt: skip
     lines = [json.loads(line) for line in (tmp_path / "r/metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == list(range(12))
     assert set(lines[0]) == {"step", "loss", "grad_norm", "kl_beta"}  # no times: they cannot repeat
@@ -324,13 +326,38 @@ def test_trajectories_are_kept_whole(tmp_path):
     segment = Segment((5, 6, 7), (False, True, True), (float("nan"), -0.5, -0.25))
     messages = (*task.prompt, Message("assistant", "4"))
     one = Trajectory(task, messages, (segment,), Stop.END, score=Score(1.0, {"right": 1.0}, "4", "equal to the answer"))
+    two = replace(one, segments=(segment, Segment((5, 6, 7, 8), (False, True, True, True), (math.nan, -1, -1, -1))))
+    batch, _ = collate_groups([Group(task, (two, one))])  # a loop may learn from other trajectories, in another order
+    advantage = torch.tensor([[0, 0.5, 0.5, 0], [0, 0.25, 0.25, 0.25], [0, -0.5, -0.5, 0]])
     with Run.open(tmp_path, Config()) as run:
-        run.keep_samples(0, [Group(task, (one, one))], advantages=[[0, 0.5, 0.5], [0, -0.5, -0.5]])
+        run.keep_samples(0, [Group(task, (one, two))])
+        run.keep_advantages([replace(two, score=Score(0.0)), one], batch.with_(advantage=advantage))
     first, second = (json.loads(line) for line in (tmp_path / "samples.jsonl").read_text().splitlines())
     assert first["score"] == {"value": 1.0, "parts": {"right": 1.0}, "answer": "4", "why": "equal to the answer"}
-    assert first["segments"] == [{"tokens": [5, 6, 7], "mask": ".xx", "logp": [None, -0.5, -0.25]}]
+    tokens = {"tokens": [5, 6, 7], "mask": ".xx", "logp": [None, -0.5, -0.25]}
+    assert first["segments"] == [tokens | {"advantage": [0, -0.5, -0.5]}]
     assert first["messages"][1] == {"role": "assistant", "content": "4"} and first["stop"] == "end"
-    assert first["advantage"] == [0, 0.5, 0.5] and second["advantage"] == [0, -0.5, -0.5]
+    assert [s["advantage"] for s in second["segments"]] == [[0, 0.5, 0.5], [0, 0.25, 0.25, 0.25]]
+
+
+def test_samples_are_written_when_a_run_stops_in_the_middle_of_a_step(tmp_path):
+    with Run.open(tmp_path, Config()) as run, pytest.raises(NonFiniteError):
+        run.keep_samples(0, [{"text": "why"}])
+        run.log(0, {"loss": float("nan")})
+    assert json.loads((tmp_path / "samples.jsonl").read_text()) == {"step": 0, "text": "why"}
+
+
+def test_rows_of_a_step_are_marked(tmp_path):
+    tasks = [Task("t1", (Message("user", "2+2?"),), answer=answer, meta={"where": answer}) for answer in "445"]
+    segment = Segment((5, 6), (False, True))
+    with Run.open(tmp_path, Config()) as run:
+        assert run.took(3, tasks) is tasks
+        run.took(4, [segment, replace(segment, tokens=(5, 7))])
+    first, second = (json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines())
+    a, b, c = first["rows"]
+    assert first["step"] == 3 and a.startswith("t1 ") and a != c
+    assert a == b, "where a row was read makes no other row of it"
+    assert len(set(second["rows"])) == 2
 
 
 def test_a_failed_check_is_recorded_and_a_fatal_one_stops(tmp_path):
