@@ -15,8 +15,8 @@ const CARDS = [
 ];
 const TIMES = 28;  // px of the arrow that a gradient weight of 1 is drawn with
 
-/** The next of 0.5, 1, 2, 4, ... that holds a value. @param {number} v */
-export const room = (v) => 2 ** Math.max(-1, Math.ceil(Math.log2(Math.max(v, 1e-9))));
+/** The next of 0.5, 0.75, 1, 1.5, 2, 3, 4, ... that holds a value. @param {number} v */
+const room = (v) => { const two = 2 ** Math.max(-1, Math.ceil(Math.log2(Math.max(v, 1e-9)))); return two > .5 && v <= .75 * two ? .75 * two : two };
 
 /** A number with its sign. @param {number} x @param {number} [digits] */
 export const signed = (x, digits = 1) => (x > 0 ? "+" : "") + x.toFixed(digits).replace(/^-(0\.?0*)$/, "$1").replace("-", "−");
@@ -60,7 +60,7 @@ class OneLoss extends Widget {
       return { value, plot: new Plot(cell, { label: title, height: last ? 104 : 62, left: 66, right: 8, top: 6, bottom: last ? 36 : 4 }) };
     });
     slider(this, "beta", { label: "β", min: .01, max: 1, log: true, role: "kl", into });
-    slider(this, "logz", { label: "log Z, which nobody knows", min: -40, max: 60, step: 1, text: (v) => signed(v, 0), into });
+    slider(this, "logz", { label: "log Z, which nobody knows", min: -20, max: 30, step: 1, text: (v) => signed(v, 0), into });
     slider(this, "pair", { label: "Pair of the run", min: 0, max: this.data.pairs.length - 1, step: 1, text: (v) => String(v + 1), more: true });
     slider(this, "smooth", { label: "Share of labels taken for flipped (cDPO)", min: 0, max: .45, step: .01, role: "bad", more: true });
     button(this, { label: "What the run did to this pair", more: true, on: () => this.set(this.after()) });
@@ -165,7 +165,7 @@ class OneLoss extends Widget {
   words() {
     const { beta, smooth } = this.state, { margin, loss, weight } = this.found;
     const go = (i) => { const u = this.at[i] - this.ref[i]; return Math.abs(u) < .05 ? "as likely as before" : `${Math.abs(u).toFixed(1)} nats ${u > 0 ? "more" : "less"} likely` };
-    const both = this.at[0] < this.ref[0] - .05 && margin > 0 ? " The loss is pleased, and the chosen answer is less likely than it was." : "";
+    const both = this.at[0] < this.ref[0] - .05 && margin > 0 ? " The loss has fallen, and so has the chosen answer." : "";
     return `At β = ${number(beta)}, the chosen answer is ${go(0)}, the rejected one ${go(1)}: margin ${signed(margin, 2)}, ` +
       `loss ${loss.toFixed(3)} (0.693 at the start), gradient weight ${Math.abs(weight).toFixed(2)}${smooth ? `, with ${percent(smooth)} of the labels taken for flipped` : ""}.${both}`;
   }
