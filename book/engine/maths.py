@@ -11,6 +11,7 @@ from pathlib import Path
 from docutils import nodes
 from sphinx.application import Sphinx
 
+from book.engine.lean import without_source
 from book.engine.sources import esc, problem, sources
 
 VENDOR = Path(__file__).parents[1] / "vendor"
@@ -54,7 +55,7 @@ def unknown(tex: str, notation: list[dict]) -> list[str]:
 @cache
 def _render(tex: str, display: bool, table: tuple[tuple[str, str], ...]) -> str:
     options = {"displayMode": display, "trust": True, "strict": "ignore", "throwOnError": True, "macros": dict(table)}
-    return _katex().call("katex.renderToString", tex, options)
+    return without_source(_katex().call("katex.renderToString", tex, options))
 
 
 def typeset(tex: str, notation: list[dict], display: bool = False) -> str:
