@@ -34,6 +34,7 @@ GOLDEN = (
 STUDIES = (
     "baseline",
     "beside_trl",
+    "clip_epochs",
     "clip_higher",
     "comparisons_asked",
     "control_gradients",

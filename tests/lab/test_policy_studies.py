@@ -3,9 +3,9 @@
 import pytest
 
 from posttrain.lab.golden import ppo as golden
-from posttrain.lab.studies import baseline, kl_controller, ppo_forms, ppo_ptx, ppo_rloo
+from posttrain.lab.studies import baseline, clip_epochs, kl_controller, ppo_forms, ppo_ptx, ppo_rloo
 
-MENU = (baseline, kl_controller, ppo_forms, ppo_ptx, ppo_rloo)
+MENU = (baseline, clip_epochs, kl_controller, ppo_forms, ppo_ptx, ppo_rloo)
 
 
 def test_gradients_under_three_baselines_of_the_same_answers(tmp_path):

@@ -63,7 +63,8 @@ STUDY = Study(
     claim="with many updates per rollout, clip and adaptive penalty keep the policy near and the answers right",
     source="Schulman et al. 2017 (arXiv 1707.06347), table 1",
     arms={form: {"form": form, "lr": 1e-3, "steps": 8, "prompts": 32} for form in FORMS},
-    seeds=(0, 1, 2, 3),
+    seeds=tuple(range(8)),
+    sections=("13",),
     measure=measure,
     read=read,
 )
