@@ -11,7 +11,7 @@ from sphinx.application import Sphinx
 from sphinx.errors import ExtensionError
 from sphinx.util import logging
 
-from book.engine import blocks, data, figures, maths, pages, prose, site
+from book.engine import blocks, data, figures, lean, maths, pages, predictions, prose, site
 from book.engine.sources import problems, sources
 
 ROOT = Path(__file__).parents[1]
@@ -35,7 +35,7 @@ def setup(app: Sphinx) -> dict:
     """Called by Sphinx."""
     app.add_config_value("book_digests", "", "env", [str])
     app.add_html_theme("posttrain_book", str(ROOT / "theme"))
-    for part in (maths, prose, blocks, figures, data, pages, site):
+    for part in (maths, prose, blocks, figures, predictions, data, pages, site, lean):
         part.setup(app)
     app.connect("builder-inited", lambda app: sources.cache_clear())
     app.connect("env-purge-doc", lambda app, env, docname: problems(env).pop(docname, None))

@@ -1,4 +1,4 @@
-"""Blocks of a section: a formula bound to its function, a derivation, a prediction, an exercise, a widget, contents."""
+"""Blocks of a section: a formula bound to its function, a derivation, an exercise, a widget, contents."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from sphinx.util.docutils import SphinxDirective
 from book.engine.data import use
 from book.engine.maths import checked
 from book.engine.prose import code_link, home
-from book.engine.sources import esc, href, problem, slug, sources, used
+from book.engine.sources import esc, href, problem, sources, used
 
 
 def raw(text: str) -> nodes.raw:
@@ -89,16 +89,6 @@ class Answer(Panel):
         return [raw(f'<details class="answer"><summary>{esc(title)}</summary>'), self.inside(), raw("</details>")]
 
 
-class Predict(Panel):
-    """{predict} A question, with a bullet list of choices and an {answer} inside. `answer`: the right one, from 1."""
-
-    def run(self):
-        key, right = slug(self.arguments[0])[:40], self.options.get("answer", "")
-        head = f'<section class="predict" data-key="{key}" data-right="{esc(right)}" aria-label="Predict">'
-        return [raw(f'{head}<p class="kind">Predict</p><p><b>{esc(self.arguments[0])}</b></p>'), self.inside(),
-                raw("</section>")]  # fmt: skip
-
-
 class Exercise(Panel):
     """{exercise} A title; `level`: by hand, on a widget, in code."""
 
@@ -152,6 +142,6 @@ class Contents(SphinxDirective):
 
 def setup(app: Sphinx) -> None:
     """Called by the extension."""
-    for name, directive in (("formula", FormulaBlock), ("derive", Derive), ("answer", Answer), ("predict", Predict),
+    for name, directive in (("formula", FormulaBlock), ("derive", Derive), ("answer", Answer),
                             ("exercise", Exercise), ("widget", Widget), ("contents-table", Contents)):  # fmt: skip
         app.add_directive(name, directive, override=True)

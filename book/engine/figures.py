@@ -148,7 +148,7 @@ class Figure(SphinxDirective):
     has_content = True
     required_arguments = 1
     option_spec = dict.fromkeys(
-        ("view", "pick", "x", "roles", "log", "label-x", "label-y", "names"), directives.unchanged
+        ("view", "pick", "x", "first", "roles", "log", "label-x", "label-y", "names"), directives.unchanged
     )
 
     def run(self):
@@ -184,6 +184,9 @@ class Figure(SphinxDirective):
         xs = None
         if "x" in self.options:
             (xs,) = [arm[self.options["x"]] for arm in list(found["arms"].values())[:1]]
+        elif "first" in self.options:
+            lengths = [len(c["figures"][picked[0]]) for by in found["cells"].values() for c in by.values()]
+            xs = [float(self.options["first"]) + i for i in range(max(lengths))]
         roles = self.options.get("roles", " ".join(ROLES)).split()
         names = [n.strip() for n in self.options.get("names", "").split("|") if n.strip()]
         return curves(found, picked, xs, roles, "log" in self.options, names)

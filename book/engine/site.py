@@ -13,6 +13,9 @@ from book.engine.maths import VENDOR
 from book.engine.prose import tips
 from book.engine.sources import href, sources, used
 
+_EMPTY_HEAD = re.compile(r"<th[^>]*>(?:<p>\s*</p>)?</th>")
+"""The corner of a table written in Markdown, which heads nothing."""
+
 
 def surround(app: Sphinx, pagename: str, templatename: str, context: dict, doctree) -> None:
     """Everything that the template asks for."""
@@ -32,9 +35,12 @@ def surround(app: Sphinx, pagename: str, templatename: str, context: dict, doctr
         after=link(written[at + 1]) if here and at + 1 < len(written) else None,
         tips=tips(app.env, pagename),
         widgets=list(used(app.env, "scripts").get(pagename, {})),
+        predictions=pagename in used(app.env, "predictions"),
         whole=bool(known.parts),
     )  # fmt: skip
     body = context.get("body")
+    if body:
+        body = context["body"] = _EMPTY_HEAD.sub("<td></td>", body)
     if body and not pagename.startswith("_"):
         _index(app)[pagename] = list(_pieces(body, context.get("title", ""), f"{pagename}.html"))
 

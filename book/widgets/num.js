@@ -79,6 +79,9 @@ export function clippedAt(rho, advantage, { low, high, cap = null }) {
 /** Share of tokens without gradient. @param {number[]} rho @param {number[]} advantage @param {{low: number, high: number, cap?: number|null}} clip */
 export const clipFraction = (rho, advantage, clip) => mean(rho.map((r, i) => clippedAt(r, advantage[i], clip) ? 1 : 0));
 
+/** Log of the ratio of a whole answer per token, the mean of its tokens' log-ratios. @param {number[]} logRatios */
+export const answerLogRatio = (logRatios) => mean(logRatios);
+
 /** What a token gains under PPO's penalty, ρ A - β (ρ - 1 - log ρ), and its slope in the ratio.
  * @param {number} rho @param {number} advantage @param {number} beta */
 export const penalisedGain = (rho, advantage, beta) => ({ gain: rho * advantage - beta * (rho - 1 - Math.log(rho)), slope: advantage - beta * (1 - 1 / rho) });

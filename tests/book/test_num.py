@@ -21,7 +21,7 @@ from posttrain.objectives.presets import PRESETS  # noqa: E402
 from posttrain.objectives.regularizers import proximal_penalty  # noqa: E402
 from posttrain.objectives.returns import gae  # noqa: E402
 from posttrain.objectives.reward import bradley_terry  # noqa: E402
-from posttrain.objectives.surrogate import Clip, clipped_gain, clipped_tokens  # noqa: E402
+from posttrain.objectives.surrogate import Clip, clipped_gain, clipped_tokens, importance  # noqa: E402
 
 WIDGETS = Path(__file__).parents[2] / "book/widgets"
 TOLERANCE = {"rtol": 1e-9, "atol": 1e-12}
@@ -116,6 +116,12 @@ def test_the_penalty():
     found = [js("penalisedGain", r, a, 0.7) for r, a in zip(rho, advantage[0].tolist(), strict=True)]
     close([f["gain"] for f in found], gain[0])
     close([f["slope"] * r for f, r in zip(found, rho, strict=True)], slope[0])
+
+
+def test_the_ratio_of_a_whole_answer():
+    log_ratio, mask = double(numbers(14, 7))[None], torch.ones(1, 7, dtype=torch.bool)
+    want = importance(log_ratio, torch.zeros_like(log_ratio), mask, "sequence")[0, 0]
+    close(js("answerLogRatio", log_ratio[0].tolist()), want)
 
 
 def test_weights_that_follow_a_kl():

@@ -60,11 +60,28 @@ const kept = {
   const draw = () => {
     const read = kept.get().read || {}, rows = all("nav [data-section]"), count = rows.filter((r) => read[r.dataset.section]).length;
     for (const row of all("[data-section]")) if (row !== document.body) row.classList.toggle("read", !!read[row.dataset.section]);
-    const line = document.querySelector(".progress");
-    line.hidden = !count;
-    line.firstElementChild.textContent = `${count} of ${rows.length} sections read.`;
+    document.querySelector(".progress p").textContent = count ? `${count} of ${rows.length} sections read.` : "What you read and guess is kept in this browser alone.";
   };
-  document.querySelector(".progress button").onclick = () => { kept.set({}); draw() };
+  const line = document.querySelector(".progress");
+  line.hidden = false;
+  line.onclick = (e) => {
+    if (e.target.dataset.do === "forget") { kept.set({}); draw() }
+    if (e.target.dataset.do !== "save") return;
+    const link = document.createElement("a");
+    link.href = URL.createObjectURL(new Blob([JSON.stringify(kept.get(), null, 1)], { type: "application/json" }));
+    link.download = "posttrain-book.json";
+    link.click();
+    URL.revokeObjectURL(link.href);
+  };
+  line.querySelector("input").onchange = async (e) => {
+    try {
+      const found = JSON.parse(await e.target.files[0].text()), mine = kept.get();
+      if (!found || typeof found !== "object" || Array.isArray(found)) throw new Error();
+      kept.set({ ...mine, ...found, read: { ...mine.read, ...found.read } });
+      draw();
+    } catch { document.querySelector(".progress p").textContent = "That file holds no progress of this book." }
+    e.target.value = "";
+  };
   const end = document.querySelector(".steps"), mine = document.body.dataset.section;
   if (end && mine) new IntersectionObserver(([e]) => {
     if (!e.isIntersecting) return;
@@ -76,25 +93,6 @@ const kept = {
   const contents = document.querySelector(".contents");
   addEventListener("keydown", (e) => { if (e.key === "Escape" && contents.open) { contents.open = false; contents.firstElementChild.focus() } });
   addEventListener("pointerdown", (e) => { if (!contents.contains(e.target)) contents.open = false });
-}
-
-// Predictions: the choices become buttons, and the answer opens with the guess -------------------------------------------
-for (const box of all(".predict")) {
-  const items = all("ul li", box), answer = box.querySelector("details"), key = `guess ${document.body.dataset.section} ${box.dataset.key}`;
-  const mark = (chosen) => items.forEach((item, i) => {
-    const button = item.firstElementChild;
-    button.className = i + 1 == box.dataset.right ? "right" : i === chosen ? "wrong" : "";
-    button.setAttribute("aria-pressed", i === chosen);
-  });
-  items.forEach((item, i) => {
-    const button = document.createElement("button");
-    button.type = "button";
-    button.append(...(item.querySelector("p") || item).childNodes);
-    item.replaceChildren(button);
-    button.onclick = () => { kept.set({ ...kept.get(), [key]: i }); mark(i); if (answer) answer.open = true };
-  });
-  const before = kept.get()[key];
-  if (before !== undefined) mark(before);
 }
 
 // What is wider than its place can be reached and moved by keyboard ------------------------------------------------------

@@ -44,6 +44,17 @@ const written = (value) => value !== null && typeof value === "object" ? JSON.st
 export class Widget extends HTMLElement {
   static defaults = {};
   static presets = [];
+  static observedAttributes = ["waiting"];
+
+  /** A prediction above waits for its guess: controls with `lock: true` wait with it. */
+  attributeChangedCallback() { if (this.ready) this.lock() }
+
+  lock() {
+    const waits = this.hasAttribute("waiting"), held = this.querySelectorAll(".pt-lock");
+    for (const control of held) control.inert = waits;
+    this.querySelector(".pt-wait")?.remove();
+    if (waits && held.length) held[0].before(make("p", { class: "pt-wait" }, "First place your guess above, or ", make("button", { type: "button", text: "skip it", onclick: () => this.removeAttribute("waiting") })));
+  }
 
   /** Called by the browser; the content of the element stands until the widget is ready. */
   async connectedCallback() {
@@ -64,6 +75,7 @@ export class Widget extends HTMLElement {
     this.follow();
     this.render();
     this.ready = true;
+    this.lock();
     if (Object.keys(wanted).length) this.scrollIntoView({ block: "center" });
   }
 
@@ -100,7 +112,7 @@ export class Widget extends HTMLElement {
   /** Draw now. `this.took` is what it took, in ms: the browser tests read it. */
   render() {
     const start = performance.now();
-    this.width = this.stage.clientWidth;
+    this.width ||= this.stage.clientWidth;
     this.draw();
     for (const sync of this.bound) sync();
     const said = this.words();
@@ -151,8 +163,7 @@ export class Widget extends HTMLElement {
   }
 
   follow() {
-    let width = this.stage.clientWidth;
-    new ResizeObserver(() => { if (this.stage.clientWidth !== width) { width = this.stage.clientWidth; this.redraw() } }).observe(this.stage);
+    new ResizeObserver(([e]) => { if (Math.abs(e.contentRect.width - this.width) > .5) { this.width = e.contentRect.width; this.redraw() } }).observe(this.stage);
     new MutationObserver(() => this.redraw()).observe(document.documentElement, { attributeFilter: ["data-theme"] });
     matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => this.redraw());
     addEventListener("hashchange", () => { const wanted = this.linked(); if (Object.keys(wanted).length) this.set({ ...this.first, ...wanted }) });

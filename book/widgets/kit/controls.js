@@ -1,10 +1,11 @@
 // Controls that are bound to a key of a widget's state: they set it, and follow it after every draw.
 import { make } from "./base.js";
 
-const place = (widget, o, element) => { (o.into || (o.more ? widget.more : widget.controls)).append(element); return element };
+const place = (widget, o, element) => { if (o.lock) element.classList.add("pt-lock"); (o.into || (o.more ? widget.more : widget.controls)).append(element); return element };
 
 /**
- * A slider. Every control takes `more: true` (behind "More") or `into: element`, and returns its outer element.
+ * A slider. Every control takes `more: true` (behind "More") or `into: element`, `lock: true` (it waits for a
+ * guess, where a prediction `:opens:` the widget), and returns its outer element.
  * @param {import("./base.js").Widget} widget
  * @param {string} key of the state
  * @param {{label: string, min: number, max: number, step?: number, log?: boolean, text?: (v: number) => string,

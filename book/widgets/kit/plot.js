@@ -5,10 +5,16 @@ import { handle } from "./handle.js";
 const SVG = "http://www.w3.org/2000/svg";
 let count = 0;
 
+const known = new WeakMap();  // what was set last: asking the page for it would cost more than the drawing
 const put = (element, attributes) => {
-  for (const [name, value] of Object.entries(attributes)) {
-    if (value === undefined || value === null) element.removeAttribute(name);
-    else if (element.getAttribute(name) !== String(value)) element.setAttribute(name, value);
+  const last = known.get(element) || {};
+  known.set(element, last);
+  for (const name in attributes) {
+    const value = attributes[name] ?? null;
+    if (last[name] === value || (value === null && !(name in last))) continue;
+    last[name] = value;
+    if (value === null) element.removeAttribute(name);
+    else element.setAttribute(name, value);
   }
   return element;
 };
@@ -68,17 +74,19 @@ export class Plot {
     parent.append(this.box);
     this.marks = new Map();
     this.syncs = [];
+    new ResizeObserver(([e]) => { this.room = e.contentRect.width }).observe(this.box);  // reading it in a draw would lay out the page
   }
 
   /**
-   * Begin a draw: the size and the axes. Marks that are not drawn again until `end()` disappear.
+   * Begin a draw: the size (by default the parent's width) and the axes. Marks that are not drawn again until `end()` disappear.
    * @param {{x: Axis, y: Axis, width?: number, height?: number}} o
    * @typedef {{min: number, max: number, label?: string, ticks?: number[], log?: boolean,
    *   format?: (v: number) => string, hide?: boolean}} Axis
    */
   begin(o) {
     const { left, right, top, bottom } = this.o;
-    this.width = Math.max(200, o.width ?? this.box.clientWidth ?? 600);
+    this.room ||= this.box.clientWidth;
+    this.width = Math.max(200, o.width ?? this.room);
     this.height = o.height ?? this.o.height;
     this.x = o.x; this.y = o.y;
     const scale = (axis, from, to) => {
@@ -176,7 +184,7 @@ export class Plot {
       const path = shape === "up" ? `M0,${-r * 1.2}L${r},${r * .8}H${-r}Z` : shape === "down" ? `M0,${r * 1.2}L${r},${-r * .8}H${-r}Z`
         : shape === "cross" ? `M${-r},${-r}L${r},${r}M${-r},${r}L${r},${-r}` : `M${-r},0a${r},${r} 0 1,0 ${2 * r},0a${r},${r} 0 1,0 ${-2 * r},0`;
       const element = this.mark(`${key}-${i}`, "path", this.front, { class: `pt-dot ${d.open || shape === "cross" ? "open" : ""} ${d.role || o.role || "pol"}`, d: path, transform: `translate(${short(x)} ${short(y)})` });
-      if (d.title) { if (!element.firstChild) element.append(svg("title")); element.firstChild.textContent = d.title }
+      if (d.title) { if (!element.firstChild) element.append(svg("title")); if (element.firstChild.textContent !== d.title) element.firstChild.textContent = d.title }
     }
   }
 

@@ -37,13 +37,15 @@ export function strip(parent, o) {
         made[i] = make("span", { role: o.on ? "option" : "listitem", tabindex: o.on ? (i ? -1 : 0) : undefined });
         element.append(made[i]);
       }
-      const span = made[i], text = visible(t.text);
-      if (span.textContent !== text) span.textContent = text;
-      const look = `pt-token ${t.role || ""} ${t.mark || ""}`;
-      if (span.className !== look) span.className = look;
-      const tint = `${Math.round(100 * Math.min(1, Math.max(0, t.tint ?? 0)))}%`;
-      if (span.style.getPropertyValue("--tint") !== tint) span.style.setProperty("--tint", tint);
-      if ((span.title || "") !== (t.title || "")) { span.title = t.title || ""; span.setAttribute("aria-label", `${t.text} ${t.title || ""}`) }
+      const tint = Math.round(100 * Math.min(1, Math.max(0, t.tint ?? 0)));
+      const key = `${t.text}|${t.role}|${t.mark}|${tint}|${t.title}|${!!t.chosen}`, span = made[i];
+      if (span.shown === key) continue;
+      span.shown = key;
+      span.textContent = visible(t.text);
+      span.className = `pt-token ${t.role || ""} ${t.mark || ""}`;
+      span.style.setProperty("--tint", `${tint}%`);
+      span.title = t.title || "";
+      span.setAttribute("aria-label", `${t.text} ${t.title || ""}`);
       if (o.on) span.setAttribute("aria-selected", !!t.chosen);
     }
   };
