@@ -107,6 +107,8 @@ def code_link(env, page: str, name: str, line: int | None = None) -> str:
         problem(env, page, f'the code "{name}" is no public function or class of {", ".join(API)}', line)
         return f"<code>{esc(name)}</code>"
     module, _, short = place.rpartition(".")
+    if short in ("train", "Config"):  # every method has one
+        short = f"{module.rpartition('.')[2]}.{short}"
     return f'<a class="code" href="{href(page, "api/" + module, place)}"><code>{esc(short)}</code></a>'
 
 
