@@ -117,6 +117,11 @@ def finish(app: Sphinx, error: Exception | None) -> None:
     shutil.rmtree(static / "widgets", ignore_errors=True)
     if (widgets := Path(app.srcdir) / "widgets").is_dir():
         shutil.copytree(widgets, static / "widgets")
+    shutil.rmtree(static / "models", ignore_errors=True)
+    if (Path(app.srcdir) / "models").is_dir():
+        from book.models.export import write
+
+        write(static / "models")
     pieces = [piece for page in _index(app).values() for piece in page]
     (static / "search-index.js").write_text(f"window.bookIndex = {json.dumps(pieces, ensure_ascii=False)};\n")
 

@@ -38,7 +38,8 @@ def main(words: list[str]) -> int:
         try:
             method, cfg = experiment.run(settings, folder)
             done = threading.Event()
-            follower = threading.Thread(target=follow, args=(experiment, folder / "run", done, tell))
+            answers = min(cfg.run.samples, cfg.prompts * cfg.group_size)
+            follower = threading.Thread(target=follow, args=(experiment, folder / "run", answers, done, tell))
             follower.start()
             try:
                 stage(folder / "run", method, cfg)
@@ -58,20 +59,23 @@ def _end_with_input() -> None:
     os._exit(1)
 
 
-def follow(experiment: Experiment, folder: Path, done: threading.Event, tell: Callable[..., None]) -> None:
-    """Tell every step of a run as soon as it is written, until the run is done."""
-    metrics, samples, waiting = Lines(folder / "metrics.jsonl"), Lines(folder / "samples.jsonl"), {}
+def follow(
+    experiment: Experiment, folder: Path, answers: int, done: threading.Event, tell: Callable[..., None]
+) -> None:
+    """Tell every step of a run as soon as its metrics and so many answers are written, until the run is done."""
+    metrics, samples = Lines(folder / "metrics.jsonl"), Lines(folder / "samples.jsonl")
+    steps: list[dict[str, Any]] = []
+    written: dict[int, list[dict[str, Any]]] = {}
     while True:
         last = done.is_set()
-        found = list(metrics.new())
-        for line in samples.new():  # a step's answers are written before its metrics
-            waiting.setdefault(line["step"], []).append(line)
-        for line in found:
-            step = line["step"]
-            answers = waiting.pop(step, [])
-            kept = {name: line[name] for name in experiment.metrics if name in line}
-            tell(kind="step", step=step, metrics=kept | experiment.also(line, answers),
-                 samples=[shown(a) for a in answers[: experiment.samples]])  # fmt: skip
+        steps += metrics.new()
+        for line in samples.new():
+            written.setdefault(line["step"], []).append(line)
+        while steps and (last or len(steps) > 1 or len(written.get(steps[0]["step"], ())) >= answers):
+            line = steps.pop(0)
+            found = written.pop(line["step"], [])
+            kept = {name: line[name] for name in experiment.metrics if name in line} | experiment.also(line, found)
+            tell(kind="step", step=line["step"], metrics=kept, samples=[shown(x) for x in found[: experiment.samples]])
         if last:
             return
         time.sleep(0.1)
