@@ -73,14 +73,14 @@ def tabs(page: Any) -> list[str]:
 
 def draws(page: Any) -> tuple[dict[str, float], list[str]]:
     """Widget -> median of its draws over many moves of all it can be moved by, in ms; and those that take too long."""
-    times = page.evaluate(DRAWS, MOVES)
+    times = {name: [ms for ms in took if ms is not None] for name, took in page.evaluate(DRAWS, MOVES).items()}
     found = {name: median(took) for name, took in times.items() if took}
     wrong = [
         f"{n} draws in {ms:.1f} ms (median of {MOVES}), {MOST_DRAW:g} at most"
         for n, ms in found.items()
         if ms > MOST_DRAW
     ]
-    return found, wrong + [f"{name} has nothing to move" for name, took in times.items() if not took]
+    return found, wrong + [f"{name} draws nothing that could be moved" for name, took in times.items() if not took]
 
 
 DRAWS = """async (moves) => {
