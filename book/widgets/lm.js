@@ -31,13 +31,15 @@ export function tensors(buffer) {
 }
 
 /**
- * Adds LoRA adapters to weights, in place: W + s · B A. @param {Object<string, {shape: number[], data: Float32Array}>} weights
+ * Adds LoRA adapters to weights, in place: W + s · B A, and single tokens' rows. @param {Object<string, {shape: number[], data: Float32Array}>} weights
  * @param {Object<string, {shape: number[], data: Float32Array}>} adapters by PEFT's names
  * @param {{r: number, lora_alpha: number, use_rslora?: boolean}} config of adapter_config.json
  */
 export function merge(weights, adapters, config) {
-  const scale = config.lora_alpha / (config.use_rslora ? Math.sqrt(config.r) : config.r);
+  const scale = config.lora_alpha / (config.use_rslora ? Math.sqrt(config.r) : config.r), rows = config.trainable_token_indices;
   for (const [name, a] of Object.entries(adapters)) {
+    const table = name.match(/^base_model\.model\.(.+)\.token_adapter\.trainable_tokens_delta$/);  // new rows of single tokens
+    if (table) for (const [i, id] of (Array.isArray(rows) ? rows : rows[table[1].split(".").at(-1)]).entries()) weights[`${table[1]}.weight`].data.set(a.data.subarray(i * a.shape[1], (i + 1) * a.shape[1]), id * a.shape[1]);
     const found = name.match(/^base_model\.model\.(.+)\.lora_A\.weight$/);
     if (!found) continue;
     const b = adapters[name.replace("lora_A", "lora_B")].data, w = weights[`${found[1]}.weight`];

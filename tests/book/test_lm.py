@@ -25,7 +25,7 @@ from posttrain.train.learner import Learner, Optim, Outputs, Part, Term  # noqa:
 from posttrain.train.schedule import Schedule  # noqa: E402
 from tests.book.pagecode import engine, give  # noqa: E402
 
-MODULES = ("num", "kernel", "lm", "grpo", "tokenizer")
+MODULES = ("num", "kernel", "lm", "grpo", "tokenizer", "adder")
 PROMPTS = [[1, 2, 3], [4], [5, 6], [7, 8, 9, 10]]
 SAMPLE = """(() => {
   const out = [[], [], [], []], logp = [[], [], [], []];
@@ -108,11 +108,13 @@ def test_a_draw_is_the_librarys(small):
 
 def test_adapters_are_merged(tmp_path):
     """A LoRA folder, as training writes it, on top of the base."""
-    model = add_adapters(load_folder(BASE), Lora(rank=4), base="base", seed=1)
+    model = add_adapters(load_folder(BASE), Lora(rank=4), base="base", seed=1, marks=range(1, 14))
     with torch.no_grad():
         for name, p in model.named_parameters():
             if name.endswith("lora_B"):
                 p.normal_(0, 0.05, generator=torch.Generator().manual_seed(len(name)))
+            elif name.endswith("tokens"):
+                p.add_(0.1)
     write_adapter(model, tmp_path)
     made = engine(*MODULES)
     give(made, "weights", (BASE / "model.safetensors").read_bytes())
@@ -120,9 +122,9 @@ def test_adapters_are_merged(tmp_path):
     how = (tmp_path / "adapter_config.json").read_text()
     made.eval(f"""all = tensors(weights); merge(all, tensors(adapter), {how});
       model = new Model({(BASE / "config.json").read_text()}, all, {{ slots: 1, length: 16, rows: 16 }});
-      model.forward([20, 30, 40, 50], [0, 0, 0, 0], [0, 1, 2, 3]); null""")
+      model.forward([20, 3, 40, 50], [0, 0, 0, 0], [0, 1, 2, 3]); null""")
     got = torch.tensor(json.loads(made.eval("JSON.stringify([...model.logitsOf([0, 1, 2, 3])])"))).view(4, -1)
-    want = model.logits(model(torch.tensor([[20, 30, 40, 50]])))[0]
+    want = model.logits(model(torch.tensor([[20, 3, 40, 50]])))[0]
     torch.testing.assert_close(got, want, rtol=0, atol=1e-4)
 
 
@@ -246,3 +248,58 @@ def hf_parameters(model):
     from posttrain.models.hf_format import hf_name
 
     return [(hf_name(name), p) for name, p in model.named_parameters()]
+
+
+def test_the_poster_is_what_the_page_samples(tmp_path):
+    """The group that stands there before any weights are loaded, and the verifier's word on it."""
+    from book.models import adder, export
+
+    export.write(tmp_path)
+    poster = json.loads((tmp_path / "adder/poster.json").read_text())
+    made = page(tmp_path / "adder", slots=64, length=28, rows=64 * 28)
+    problems = [poster["digits"]] * poster["size"]
+    how = f"{json.dumps(problems)}, {poster['temperature']}, {poster['seed']}"
+    said = json.loads(made.eval(f"JSON.stringify(new Trainer(model).sampled({how}))"))
+    assert [s["tokens"] for s in said] == poster["answers"]
+    right = str(sum(map(int, poster["digits"])))
+    texts = ["".join(adder.TOKENS[t] for t in a if t != 1) for a in poster["answers"]]
+    assert [s["reward"] for s in said] == [float(t.split(",")[-1] == right) for t in texts]
+    assert (tmp_path / "base/model.safetensors").stat().st_size < 3e6
+
+
+@pytest.mark.slow
+def test_training_in_the_page_learns():
+    """Thirty steps on three seeds: more right answers to sums of all kinds; undone, the weights are as they were."""
+    from book.models import adder
+
+    how = "{ size: 8, temperature: 1, normalise: 'std', average: 'answer' }"
+    gains = []
+    for seed in (1, 2, 3):
+        made = page(adder.FOLDER, slots=64, length=28, rows=64 * 28, keep=True)
+        made.eval("trainer = new Trainer(model); start = model.f.slice(0, model.parameters); null")
+        rewards = [made.eval(f"trainer.step('4975', {how}, {1000 * seed + 2 * n}).reward") for n in range(30)]
+        gains.append(sum(rewards[-8:]) / 8 - sum(rewards[:8]) / 8)
+        assert made.eval("trainer.undo(40)") == 30
+        assert made.eval("start.every((x, i) => x === model.f[i])")
+    assert sum(gains) / 3 > 0.05, gains
+
+
+@pytest.mark.parametrize("name", ["base", "sums-grpo"])
+def test_the_base_answers_in_the_page_as_in_the_library(tmp_path, name):
+    """Text in, text out: tokenizer, adapters, cache, draws; four answers, token for token."""
+    from book.models import export
+
+    made = engine(*MODULES)
+    give(made, "weights", (BASE / "model.safetensors").read_bytes())
+    made.eval(f"tok = new Tokenizer({(BASE / 'tokenizer.json').read_text()}); all = tensors(weights); null")
+    if name != "base":
+        give(made, "adapter", (export.HERE / name / "adapter_model.safetensors").read_bytes())
+        made.eval(f"merge(all, tensors(adapter), {(export.HERE / name / 'adapter_config.json').read_text()}); null")
+    texts = json.loads(made.eval(f"""(() => {{
+      const model = new Model({(BASE / "config.json").read_text()}, all, {{ slots: 4, length: 80, rows: 128 }});
+      const ids = [[], [], [], []], prompt = tok.encode("Q: {export.ASKED["question"]}\\nA:");
+      const how = {{ most: 40, stop: [6, 0], random: random({export.ASKED["seed"]}) }};
+      for (const said of sample(model, ids.map(() => prompt), how)) for (const s of said) ids[s.slot].push(s.token);
+      return JSON.stringify(ids.map((x) => tok.decode(x)));
+    }})()"""))  # fmt: skip
+    assert texts == export.asked(name)
