@@ -186,9 +186,6 @@ def missing(device: str) -> str | None:
     found = []
     if not torch.cuda.is_available():
         found.append(f"torch {torch.__version__} sees no CUDA GPU on this machine")
-    from ours import lacking
-
-    found += filter(None, [lacking(device)])
     return "\n".join(f"  - {x}" for x in found) if found else None
 
 

@@ -8,7 +8,6 @@ logging and samples.jsonl are inside the time.
 
 import argparse
 import shutil
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -19,6 +18,7 @@ import inputs
 import torch
 from pace import Pace, read_plan
 
+from posttrain import device
 from posttrain.algorithms import group, ppo, preference, reference, reward_model, sft
 from posttrain.models.load import load
 from posttrain.objectives.average import Average
@@ -67,11 +67,11 @@ class PacedRun(Run):
         self.loss = values.get("loss")
         return values
 
-    def keep_samples(self, step, items, advantages=None):
+    def keep_samples(self, step, items):
         """Count what was generated."""
         items = list(items)
         self.generated = sum(m.length for g in items for m in getattr(g, "members", ()))
-        super().keep_samples(step, items, advantages)
+        super().keep_samples(step, items)
 
     def moved(self) -> float:
         """‖weights now - weights then‖."""
@@ -79,7 +79,9 @@ class PacedRun(Run):
         return float(sum((now[name].detach() - w).double().square().sum() for name, w in self.start.items()) ** 0.5)
 
 
-def config(job: str, size: str, path: Path, steps: int, seed: int, threads: int, precision: str):
+def config(
+    job: str, size: str, path: Path, *, steps: int, seed: int, threads: int, precision: str, device: str = "cpu"
+):
     """The config of a job, as a user would write it."""
     what, optim = inputs.JOBS[job], replace(OPTIM, precision=precision)
     common = {
@@ -88,7 +90,7 @@ def config(job: str, size: str, path: Path, steps: int, seed: int, threads: int,
         "steps": steps,
         "eval_every": 0,
         "optim": optim,
-        "run": RunConfig(seed=seed, threads=threads, save_every=10**9),
+        "run": RunConfig(seed=seed, threads=threads, device=device, save_every=10**9),
     }
     match job:
         case "sft":
@@ -125,7 +127,8 @@ def time_reference(pace: Pace, rows_per_step: int) -> None:
 def train(job: str, args: argparse.Namespace, pace: Pace) -> None:
     """Run a training loop until compare.py has enough."""
     path, plan = inputs.data_files(args.size, job, args.steps, args.seed)
-    cfg = config(job, args.size, path, args.steps, args.seed, args.threads, args.precision)
+    same = {name: getattr(args, name) for name in ("steps", "seed", "threads", "precision", "device")}
+    cfg = config(job, args.size, path, **same)
     if job == "dpo":
         time_reference(pace, inputs.JOBS[job].rows)
     folder = Path(tempfile.mkdtemp(prefix="run-", dir=inputs.SCRATCH))
@@ -143,6 +146,7 @@ def sample(job: str, args: argparse.Namespace, pace: Pace) -> None:
     """Generate answers of fixed length, so many sequences at a time."""
     what, at_once = inputs.JOBS[job], int(job.removeprefix("sample-"))
     plan = read_plan(inputs.data_files(args.size, job, args.steps, args.seed)[1])
+    device.use(args.device)
     loaded = load(inputs.model_folder(args.size))
     sampler = TorchSampler(loaded.model, slots=at_once, dtype=getattr(torch, args.precision))
     pace.facts["parameters"] = sum(p.numel() for p in loaded.model.parameters())
@@ -172,18 +176,9 @@ def main() -> None:
     parser.add_argument("--precision", default="float32", choices=("float32", "bfloat16"))
     parser.add_argument("--probe", action="store_true", help="say losses and how far the weights moved")
     args = parser.parse_args()
-    if missing := lacking(args.device):
-        sys.exit(missing)
     torch.set_num_threads(args.threads)
     pace = Pace(args.warmup, args.device)
     (sample if args.job.startswith("sample-") else train)(args.job, args, pace)
-
-
-def lacking(device: str) -> str | None:
-    """What our package cannot do yet, in a sentence; None where it can."""
-    if device != "cpu":
-        return "posttrain cannot be put on a GPU yet: no config has a device, and `load` leaves the weights on the CPU"
-    return None
 
 
 if __name__ == "__main__":

@@ -68,6 +68,13 @@ class TokenBatch:
         """A copy with some tensors replaced."""
         return replace(self, **changes)
 
+    def to(self, device: torch.device) -> "TokenBatch":
+        """The batch on a device; itself where it is there."""
+        if self.tokens.device == device:
+            return self
+        new = {f.name: x.to(device) for f in fields(self) if isinstance(x := getattr(self, f.name), Tensor)}
+        return replace(self, **new, weights={name: w.to(device) for name, w in self.weights.items()})
+
     def select(self, rows: Tensor) -> "TokenBatch":
         """The given rows, their padding cut to the longest of them."""
         keep = int(self.attend[rows].sum(1).max()) if len(rows) else 0

@@ -19,6 +19,7 @@ LAYERS = (
     "config",
     "train.folder",  # what a run folder is, without torch: models are taken from runs by name
     "dist",
+    "device",
     "sandbox",
     "scale.distributed",  # one model over several processes: below all that holds a model
     "objectives",

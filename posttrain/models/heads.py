@@ -18,7 +18,7 @@ class ScalarModel(nn.Module):
     def __init__(self, decoder: Decoder):
         super().__init__()
         self.decoder = decoder
-        self.score = nn.Linear(decoder.cfg.hidden_size, 1, bias=False)
+        self.score = nn.Linear(decoder.cfg.hidden_size, 1, bias=False, device=decoder.embed_tokens.weight.device)
         with torch.no_grad():
             self.score.weight.zero_()  # every answer starts with reward 0: no order until comparisons have been seen
             if decoder.lm_head is not None:

@@ -6,6 +6,7 @@ fetched with huggingface_hub where that is installed; everything else works with
 """
 
 import copy
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from posttrain import dist
+from posttrain import device, dist
 from posttrain.chat.encode import stop_ids
 from posttrain.chat.templates import JinjaTemplate, Template, choose, stored
 from posttrain.errors import ModelError, missing_extra
@@ -104,12 +105,12 @@ def resolve(name: str | Path, *, weights: bool = True) -> Path:
 
 
 def load(name: str | Path, *, template: str = "auto", dtype: torch.dtype = torch.float32) -> Loaded:
-    """The model, tokenizer and chat template of a name (see `resolve`).
+    """The model, tokenizer and chat template of a name (see `resolve`); in a run, the model is on the run's device.
 
     template: "auto" for the one stored with the model, or a built-in name ("posttrain", "plain", "chatml").
     """
     folder = resolve(name)
-    model = load_model(folder, dtype=dtype)
+    model = load_model(folder, dtype=dtype).to(device.current())
     tokenizer = _tokenizer(folder)
     if tokenizer.vocab_size > model.cfg.vocab_size:
         raise ModelError(
@@ -212,6 +213,13 @@ def _lasting(name: str | Path, folder: Path) -> str:
 
 
 def _of_run(folder: Path) -> Path:
+    meta = folder / "meta.json"
+    made_by = json.loads(meta.read_text()).get("config_class", "") if meta.is_file() else ""
+    if made_by.startswith("posttrain.control."):
+        raise ModelError(
+            f"{folder} is a run on a control task: its policy is a small network that reads observations and writes no "
+            f"text. `posttrain runs show {folder}` shows how it did; a language model is trained by sft, group, ..."
+        )
     result = read_result(folder)
     if result is not None and result.model is not None:
         return Path(result.model)

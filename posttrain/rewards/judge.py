@@ -64,7 +64,8 @@ class LanguageJudge:
         """[N, marks] log-probabilities of the marks after each question."""
         rows = [Segment(tokens=tuple(ids), mask=(False,) * len(ids)) for ids in questions]
         batch = collate(rows, group=[0] * len(rows))  # one group: what the questions share is computed once
+        batch = batch.to(self.model.head_weight.device)
         packing = pack(batch.attend, batch.tokens, batch.group)
         hidden = self.model.flat(batch.tokens[packing.own], packing.positions, packed_attention(packing))
-        ends = packing.place[torch.arange(len(rows)), batch.lengths - 1]
+        ends = packing.place.gather(1, batch.lengths[:, None] - 1)[:, 0]
         return self.model.logits(hidden[ends]).float().log_softmax(-1)[:, self.marks]

@@ -140,6 +140,7 @@ def scores(model: ScalarModel, segments: Sequence[Segment]) -> list[float]:
     """The model's value at the last learned token of each segment."""
     rows = [Segment(tokens=s.tokens, mask=s.mask) for s in segments]
     batch = collate(rows, group=[0] * len(rows))  # one group: a shared prompt is computed once
+    batch = batch.to(model.score.weight.device)
     packing = pack(batch.attend, batch.tokens, batch.group)
     hidden = model.flat(batch.tokens[packing.own], packing.positions, packed_attention(packing))
     return model.values(hidden[packing.place[last_token(batch.mask)]]).tolist()

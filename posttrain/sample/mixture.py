@@ -52,7 +52,7 @@ class MixtureSampler:
             for way in dict.fromkeys(row.params for row in live):
                 mine = [i for i, row in enumerate(live) if row.params == way]
                 u = rng.uniform(*(torch.tensor(x) for x in zip(*((live[i].seed, live[i].place) for i in mine))))  # noqa: B905
-                token, logp, kept = choose(logits[mine], way, u)
+                token, logp, kept = choose(logits[mine], way, u.to(logits.device))
                 kept = torch.zeros_like(logp) if kept is None else kept
                 for i, *said in zip(mine, token.tolist(), logp.tolist(), kept.tolist(), strict=True):
                     live[i].write(*said, self.context)
@@ -60,9 +60,10 @@ class MixtureSampler:
 
     def _after(self, model: Decoder, rows: list["_Row"]) -> Tensor:
         """Logits [N, V] of the token that follows each row."""
-        lengths = torch.tensor([row.place for row in rows])
+        device = model.head_weight.device
+        lengths = torch.tensor([row.place for row in rows], device=device)
         packing = pack_lengths(lengths)
-        tokens = torch.tensor([t for row in rows for t in row.tokens])
+        tokens = torch.tensor([t for row in rows for t in row.tokens], device=device)
         hidden = model.flat(tokens, packing.positions, packed_attention(packing))
         return model.logits(hidden[lengths.cumsum(0) - 1])
 

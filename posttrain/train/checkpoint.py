@@ -93,10 +93,10 @@ def read(folder: Path, parts: Mapping[str, Part]) -> dict[str, Any]:
             part.load_model(home)
         elif hasattr(part, "load_weights"):
             part.load_weights(home / "weights.safetensors")
-        part.load_state(torch.load(home / "optimizer.pt", weights_only=True))
+        part.load_state(torch.load(home / "optimizer.pt", map_location="cpu", weights_only=True))
     state = json.loads((folder / "state.json").read_text())["state"]
     if (folder / "state.pt").exists():
-        state |= torch.load(folder / "state.pt", weights_only=True)
+        state |= torch.load(folder / "state.pt", map_location="cpu", weights_only=True)
     return state
 
 

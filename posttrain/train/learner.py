@@ -329,10 +329,13 @@ class Learner:
 def forward(model: nn.Module, batch: TokenBatch, needs: tuple[Need, ...]) -> Outputs:
     """One packed forward pass over all rows; log-probabilities are computed only where the mask is true.
 
+    It is computed where the model is; the outputs are where the batch is.
+
     A batch of another kind, such as the steps of a control task, says itself what a model makes of it.
     """
     if not isinstance(batch, TokenBatch):
         return Outputs(**batch.forward(model, needs))
+    home, batch = batch.tokens.device, batch.to(next(model.parameters()).device)
     packing = pack(batch.attend, batch.tokens, batch.group)
     attention = packed_attention(packing)
     hidden = model.flat(batch.tokens[packing.own], packing.positions, attention)  # [M, D]
@@ -353,7 +356,7 @@ def forward(model: nn.Module, batch: TokenBatch, needs: tuple[Need, ...]) -> Out
     if "values" in needs:
         values = model.values(hidden).index_select(0, packing.place.flatten()).view(n, t)
         found["values"] = masked(values, batch.attend)
-    return Outputs(**found)
+    return Outputs(**{name: x.to(home) for name, x in found.items()})
 
 
 @torch.no_grad()

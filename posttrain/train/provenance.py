@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from posttrain import config, dist
+from posttrain import config, device, dist
 from posttrain.errors import ConfigError
 from posttrain.train import checkpoint
 
@@ -37,19 +37,19 @@ def write(folder: Path, cfg: Any, command: str, parent: Path | str | None) -> No
         "config_class": f"{type(cfg).__module__}.{type(cfg).__qualname__}",
         "parent": parent and str(parent),
         "code": _adopt_code(folder, cfg, old.get("code", {})),
-        "sessions": [*old.get("sessions", []), _session(command)],
+        "sessions": [*old.get("sessions", []), _session(command, device.of(cfg))],
     }
     checkpoint.write_text(path, json.dumps(meta, indent=1))
 
 
-def _session(command: str) -> dict[str, Any]:
+def _session(command: str, kind: str) -> dict[str, Any]:
     return {
         "started": now(),
         "command": command,
         "revision": revision(),
         "python": platform.python_version(),
         "machine": f"{platform.system()} {platform.machine()}",
-        "device": _device(),
+        "device": _device(kind),
         "processes": dist.world(),
         "versions": versions(),
     }
@@ -100,10 +100,10 @@ def seed_torch(seed: int) -> None:
     torch.manual_seed(seed)
 
 
-def _device() -> str:
+def _device(kind: str) -> str:
     import torch
 
-    return torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
+    return torch.cuda.get_device_name() if kind == "cuda" else kind
 
 
 def _adopt_code(folder: Path, cfg: Any, known: dict[str, str]) -> dict[str, str]:

@@ -25,7 +25,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from posttrain import config, dist, rng
+from posttrain import config, device, dist, rng
 from posttrain.errors import ConfigError, Interrupted, InvariantError, NonFiniteError, OutOfMemory, RunError, UsageError
 from posttrain.pages.run import write_run
 from posttrain.train import checkpoint, provenance
@@ -53,6 +53,8 @@ class RunConfig:
 
     seed: int = 0
     """All randomness of the run is a pure function of this number and a position."""
+    device: Literal["auto", "cpu", "cuda"] = field(default="auto", metadata=MAY_CHANGE)
+    """Where models are trained and sampled from; auto: a GPU where there is one. Control tasks stay on the CPU."""
     threads: int = field(default=2, metadata=MAY_CHANGE)
     """CPU threads of torch, shared by the processes on a machine. Runs repeat bit for bit only with the same number."""
     save_every: int = field(default=50, metadata=MAY_CHANGE)
@@ -92,7 +94,7 @@ class Run:
         """How many steps are complete."""
         self.result = read_result(folder)
         """The result if the run was already finished with this very configuration; training is skipped then."""
-        self._lock = lock
+        self._lock, self._device_before = lock, "cpu"
         self._checkpoints = folder / "checkpoints"
         self._sinks = Sinks(folder)
         self._samples = Kept()
@@ -117,6 +119,7 @@ class Run:
         A run that failed before its first step has nothing to keep: it begins anew, under the config asked for.
         """
         opened: list[Run] = []
+        device.of(cfg)  # before anything is made
 
         def begin() -> tuple[Path, int, tuple[int, dict[str, float]], Path | None, Result | None]:
             run = cls._begin(Path(folder), cfg, command, parent)
@@ -157,6 +160,7 @@ class Run:
         return run
 
     def __enter__(self) -> "Run":
+        self._device_before = device.use(device.of(self.cfg))
         return self
 
     def __exit__(self, kind, error, trace) -> None:
@@ -173,6 +177,7 @@ class Run:
 
     def close(self) -> None:
         """Close files, restore signal handlers and the terminal, and release the folder."""
+        device.use(self._device_before)
         self._cleanup.close()
         with contextlib.suppress(OSError, RunError):
             self._write_samples()
