@@ -3,7 +3,8 @@
 import { Widget, define, make } from "./kit/base.js";
 import { button, slider } from "./kit/controls.js";
 import { Plot } from "./kit/plot.js";
-import { lossCurve, quote, signed } from "./one-loss.js";
+import { strip } from "./kit/tokens.js";
+import { lossCurve, signed } from "./one-loss.js";
 import * as num from "./num.js";
 
 class Replay extends Widget {
@@ -21,8 +22,13 @@ class Replay extends Widget {
     const right = make("div", {}, make("p", { class: "pt-title", text: "The same pairs on the loss" }));
     const all = this.paths.flatMap(([w, l]) => w.map((x, k) => this.beta * (x - l[k])));
     this.span = [Math.floor(Math.min(...all)), Math.ceil(Math.max(...all))];
-    this.text = make("p", { class: "pt-note" });
+    this.text = make("p", { class: "pt-note", style: "margin-top: .8rem" });
     this.stage.append(make("div", { class: "pt-columns" }, left, right), this.text);
+    this.strips = ["Chosen", "Rejected"].map((name) => {
+      const title = make("p", { class: "pt-note", style: "margin: .5rem 0 .1rem" });
+      this.stage.append(title);
+      return { name, title, tokens: strip(this.stage, { label: `${name} answer, token by token` }) };
+    });
     this.plane = new Plot(left, { label: "Change of both log-probabilities, an arrow for each pair", height: 330, left: 40, right: 12, top: 22 });
     this.curve = new Plot(right, { label: "Margins of the pairs on the curve of the loss", height: 330, left: 34, right: 14, top: 22 });
     this.plane.svg.addEventListener("pointerdown", (e) => this.set({ pair: this.nearest(this.plane.atPointer(e)) }));
@@ -50,8 +56,21 @@ class Replay extends Widget {
     this.heads = heads;
     this.drawPlane(heads, pair);
     this.drawCurve(pair);
-    const [prompt, chosen, rejected] = this.data.pairs[pair];
-    quote(this.text, prompt, chosen, rejected);
+    this.drawTokens(pair);
+  }
+
+  /** Both answers of a pair: what each token's implicit reward came to by the last step. */
+  drawTokens(pair) {
+    const [prompt, ...found] = this.data.pairs[pair], said = `“${prompt}” After the last step, token by token: what the policy makes more likely than the reference (solid), and what less (dotted).`;
+    if (this.shown === pair) return;
+    this.shown = pair;
+    this.text.textContent = said;
+    for (const [i, { name, title, tokens }] of this.strips.entries()) {
+      const worth = found[6 + i];
+      title.textContent = `${name}: implicit reward ${signed(num.sum(worth) / 100, 2)}`;
+      tokens.show(found[i].map((text, k) => ({ text, role: worth[k] < 0 ? "bad" : "rew", tint: Math.min(1, Math.abs(worth[k]) / 60),
+        mark: Math.abs(worth[k]) < 5 ? "" : worth[k] < 0 ? "dotted" : "solid", title: signed(worth[k] / 100, 2) })));
+    }
   }
 
   drawPlane(heads, pair) {

@@ -21,9 +21,10 @@ const room = (v) => { const two = 2 ** Math.max(-1, Math.ceil(Math.log2(Math.max
 /** A number with its sign. @param {number} x @param {number} [digits] */
 export const signed = (x, digits = 1) => (x > 0 ? "+" : "") + x.toFixed(digits).replace(/^-(0\.?0*)$/, "$1").replace("-", "−");
 
-/** A pair of the run in words. @param {Element} into @param {string} prompt @param {string} chosen @param {string} rejected */
-export function quote(into, prompt, chosen, rejected) {
-  const said = [`“${prompt}”`, "Chosen: ", chosen || "(nothing)", "Rejected: ", rejected || "(nothing)"];
+/** A pair of the run in words. @param {Element} into @param {string} prompt @param {string[]} chosen its tokens @param {string[]} rejected */
+function quote(into, prompt, chosen, rejected) {
+  const whole = (tokens) => tokens.slice(0, -1).join("").trim() || "(nothing)";
+  const said = [`“${prompt}”`, "Chosen: ", whole(chosen), "Rejected: ", whole(rejected)];
   if (into.dataset.said === said.join()) return;
   into.dataset.said = said.join();
   into.replaceChildren(said[0], make("br"), make("b", { text: said[1] }), said[2], make("br"), make("b", { text: said[3] }), said[4]);

@@ -102,10 +102,14 @@ def test_the_annotator_and_gold_agree_or_not():
 
 def test_the_replay_adds_up_to_where_pairs_ended():
     lines = [{"prompt": "p", "chosen": "c", "rejected": "r"}]
+    tokens = {"tokens": [[["c", "(end)"], ["r"]]], "worth": [[[-0.12, -0.08], [-0.75]]]}
     moved = [[[0.0], [0.0]], [[-1.26], [-3.14]], [[-2.0], [-7.5]]]
-    shown = study("one_loss").page({"β = 0.1": {0: {"pairs": lines, "start": [[-9.04], [-4.0]], "moved": moved}}})
-    ((prompt, chosen, rejected, *before, up, down),) = shown["pairs"]
-    assert (prompt, chosen, rejected, before) == ("p", "c", "r", [-90, -40])
+    shown = study("one_loss").page(
+        {"β = 0.1": {0: {"pairs": lines, "start": [[-9.04], [-4.0]], "moved": moved, **tokens}}}
+    )
+    ((prompt, chosen, rejected, *before, up, down, good, bad),) = shown["pairs"]
+    assert (prompt, chosen, rejected, before) == ("p", ["c", "(end)"], ["r"], [-90, -40])
+    assert (good, bad) == ([-12, -8], [-75])
     assert up == [-13, -7] and down == [-31, -44] and sum(up) == -20 and sum(down) == -75
 
 

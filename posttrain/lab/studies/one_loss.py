@@ -27,7 +27,7 @@ from posttrain.data.rows import Data, PairRow, pairs
 from posttrain.lab.preference_runs import column, common, compared, portraits, rise, start, trained, values
 from posttrain.lab.study import Cells, Figure, Study, interval
 from posttrain.models.load import load
-from posttrain.objectives.preference import PreferenceLoss
+from posttrain.objectives.preference import PreferenceLoss, implicit_reward
 from posttrain.recipes.measure import win_rate
 from posttrain.records import Trajectory
 from posttrain.train.learner import outputs
@@ -62,7 +62,12 @@ def measure(given: Mapping[str, Any], seed: int, scratch: Path) -> Mapping[str, 
         "win rate": win_rate(said, before, seed).value,
         "kl": distance(after, model, said),
         "longer by": fmean(m.length for m in said) - fmean(m.length for m in before),
-        "page": {"pairs": lines, "start": along[0].tolist(), "moved": moved.tolist()},
+        "page": {
+            "pairs": lines,
+            "start": along[0].tolist(),
+            "moved": moved.tolist(),
+            **credit(after, model, rows, given),
+        },
     }
 
 
@@ -71,6 +76,18 @@ def logps(model: Path, rows: Sequence[PairRow]) -> Tensor:
     batch = collate_pairs([row.pair for row in rows])
     logp = (outputs(load(model).model, batch, ("logp",), 16384).logp * batch.mask).sum(1)
     return torch.stack([logp[batch.label > 0], logp[batch.label < 0]])
+
+
+def credit(policy: Path, reference: Path, rows: Sequence[PairRow], given: Mapping[str, Any]) -> dict[str, Any]:
+    """The tokens of each pair's answers, the chosen one first, and the implicit reward of every token."""
+    batch, loaded = collate_pairs([row.pair for row in rows]), load(reference)
+    logp, ref_logp = (outputs(m, batch, ("logp",), 16384).logp for m in (load(policy).model, loaded.model))
+    reward = implicit_reward(logp, ref_logp, batch.mask, beta=given["beta"])
+    answers = [batch.tokens[i][batch.mask[i]].tolist() for i in range(len(batch))]
+    said = [["(end)" if k in loaded.stop_ids else loaded.tokenizer.decode([k]) for k in ids] for ids in answers]
+    worth = [row[mask].tolist() for row, mask in zip(reward, batch.mask, strict=True)]
+    order = torch.stack([(batch.label > 0).nonzero()[:, 0], (batch.label < 0).nonzero()[:, 0]], 1).tolist()
+    return {name: [[rows[i] for i in pair] for pair in order] for name, rows in (("tokens", said), ("worth", worth))}
 
 
 def in_gold_order(row: Mapping[str, str]) -> float:
@@ -116,13 +133,15 @@ def read(cells: Cells) -> list[Figure]:
 
 
 def page(pages: Mapping[str, Mapping[int, Any]]) -> Any:
-    """The first seed's run at β = 0.1, in tenths of nats: both log-probabilities before, then each one's moves."""
+    """The first seed's run at β = 0.1: of each pair the prompt, the tokens of both answers, both log-probabilities at
+    first and how they moved (tenths of nats), and the tokens' implicit rewards at the end (hundredths)."""
     shown = pages["β = 0.1"][0]
     tenths = torch.tensor(shown["moved"]).mul(10).round().int()
     moves = tenths.diff(dim=0).permute(2, 1, 0).tolist()  # [pairs, 2, points - 1]
     before = torch.tensor(shown["start"]).mul(10).round().int().T.tolist()
-    rows = ([row["prompt"], row["chosen"], row["rejected"]] for row in shown["pairs"])
-    pairs = [[*row, *at, *moved] for row, at, moved in zip(rows, before, moves, strict=True)]
+    worth = [[[round(100 * x) for x in answer] for answer in pair] for pair in shown["worth"]]
+    columns = zip(shown["pairs"], shown["tokens"], before, moves, worth, strict=True)
+    pairs = [[row["prompt"], *said, *at, *moved, *rewards] for row, said, at, moved, rewards in columns]
     return {"beta": 0.1, "scored": ARM["scored"], "pairs": pairs}
 
 
