@@ -79,7 +79,7 @@ def read(cells: Cells) -> list[Figure]:
         mean, low, high = interval(share)
         text = f"{b}: the gradient's variance is {mean:.3f} [{low:.3f}, {high:.3f}] of that without a baseline"
         figures.append(
-            Figure(what=f"variance, {b}", before=1.0, after=mean, low=low, high=high, seen=high < 1, text=text)
+            Figure(what=f"variance, {b}", before=1.0, after=mean, low=low - 1, high=high - 1, seen=high < 1, text=text)
         )
         apart = [x / y for x, y in zip(column(seeds, f"distance, {b}"), plain, strict=True)]
         mean, low, high = interval(apart)
