@@ -18,7 +18,7 @@ def parse(cls: type[T], words: Sequence[str], usage: str, positional: Sequence[s
     usage: how the command is written, such as "posttrain chat RUN [options]". positional: fields given without a flag.
     """
     if wants_help(words):
-        print(help_text(cls, usage))
+        print(help_text(cls, usage, positional=positional))
         raise SystemExit(0)
     return config.load(cls, None, words, positional)
 
@@ -28,10 +28,16 @@ def wants_help(words: Sequence[str]) -> bool:
     return "--help" in words or "-h" in words
 
 
-def help_text(cls: type, usage: str, more: Mapping[str, str] | None = None) -> str:
-    """All fields of a config class with types, defaults and documentation. more: further flags with their text."""
+def help_text(
+    cls: type, usage: str, more: Mapping[str, str] | None = None, *, about: str = "", positional: Sequence[str] = ()
+) -> str:
+    """All fields of a config class with types, defaults and documentation.
+
+    more: further flags with their text. about: what stands under the first line as it is, instead of the class's
+    documentation. positional: fields that need no flag.
+    """
     width = min(get_terminal_size().columns, 110)
-    lines = [usage, "", *textwrap.wrap(" ".join((cls.__doc__ or "").split()), width), ""]
+    lines = [usage, "", *(about.splitlines() or textwrap.wrap(" ".join((cls.__doc__ or "").split()), width)), ""]
     for flag, text in (more or {}).items():
         lines += [f"  {flag}", *_indented(text, width)]
     for field_name, table in getattr(cls, "PRESETS", {}).items():
@@ -40,9 +46,8 @@ def help_text(cls: type, usage: str, more: Mapping[str, str] | None = None) -> s
     for key, field, owner in leaves(cls):
         kind, value = type_text(hints(owner)[field.name]), default(field)
         value = _instance_default(cls, key, value)
-        lines.append(
-            f"  --{key.replace('_', '-')}  {kind}" + (" (required)" if value is MISSING else f" = {_short(value)}")
-        )
+        flag = f"  --{key.replace('_', '-')}  {kind}" + (" (required)" if value is MISSING else f" = {_short(value)}")
+        lines.append(flag + ("; the flag may be left out" if key in positional else ""))
         lines += _indented(docs(owner).get(field.name, ""), width)
     return "\n".join(lines)
 
@@ -59,7 +64,7 @@ def _instance_default(cls: type, key: str, value: Any) -> Any:
 
 
 def _short(value: Any) -> str:
-    return ", ".join(map(show, value)) if isinstance(value, tuple) else show(value)
+    return (", ".join(map(show, value)) or "(none)") if isinstance(value, tuple) else show(value)
 
 
 def _indented(text: str, width: int) -> Iterator[str]:

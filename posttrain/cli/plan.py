@@ -7,7 +7,7 @@ from typing import Any
 
 from posttrain import config
 from posttrain.cli.options import help_text, wants_help
-from posttrain.cli.train import CONTROL, METHODS, method
+from posttrain.cli.train import CONTROL, METHODS, listed, method
 from posttrain.errors import ConfigError, UsageError
 
 _USAGE = "posttrain plan METHOD [options]      posttrain plan CONFIG.toml | RUN [options]"
@@ -40,7 +40,7 @@ def main(words: Sequence[str]) -> None:
     """Print what a run needs."""
     rest, own = _own_flags(list(words))
     if not rest or rest[0].startswith("-"):
-        print(_USAGE + "\n\n" + "\n".join(f"  {name:<13} {text}" for name, text in METHODS.items()))
+        print(f"{_USAGE}\n\n{listed()}\n\nposttrain plan METHOD --help lists all options.")
         if rest and not wants_help(rest[:1]):
             raise UsageError(f'"{rest[0]}" comes before the method. Write: {_USAGE}')
         return

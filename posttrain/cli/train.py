@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import importlib
+import inspect
 import io
 import shlex
 import sys
@@ -59,13 +60,13 @@ def main(words: Sequence[str]) -> None:
 def _main(words: Sequence[str]) -> None:
     if not words or words[0].startswith("-"):
         print("posttrain train METHOD [options]      posttrain train METHOD --help lists its options\n")
-        print("\n".join(f"  {name:<17} {text}" for name, text in METHODS.items()))
+        print(listed())
         if words and not wants_help(words[:1]):
             raise UsageError(f'"{words[0]}" comes before the method. Write: posttrain train METHOD {words[0]} ...')
         return
     name, module = method(words[0])
     if wants_help(words):
-        print(help_text(module.Config, f"posttrain train {name} [options]", _FLAGS))
+        print(help_text(module.Config, f"posttrain train {name} [options]", _FLAGS, about=about(module)))
         return
     rest, out, dry_run = _own_flags(list(words[1:]))
     cfg = config.load(module.Config, None, rest)
@@ -89,6 +90,16 @@ def train(module: ModuleType, cfg: Any, folder: Path, command: str) -> None:
         print(f"  {name:<26} {value:.5g}")
     talk = "" if module.__name__.startswith("posttrain.control.") else f"  posttrain chat {folder}\n"
     print(f"\n{talk}  posttrain runs show {folder}\n  posttrain doctor {folder}")
+
+
+def listed() -> str:
+    """The methods with a line about each."""
+    return "\n".join(f"  {name:<17} {text}" for name, text in METHODS.items())
+
+
+def about(module: ModuleType) -> str:
+    """What a method is, its paper and its formula, as the module and its loop say."""
+    return "\n\n".join(filter(None, (inspect.getdoc(module), inspect.getdoc(module.train))))
 
 
 def method(name: str) -> tuple[str, ModuleType]:

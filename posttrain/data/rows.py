@@ -33,7 +33,8 @@ class Data:
     eval_path: str | None = None
     """A second source for evaluation."""
     eval_rows: int = 0
-    """Without `eval_path`: hold out this many rows of `path` (builtin tasks: of their test split) to evaluate."""
+    """Without `eval_path`: hold out this many rows of `path` (builtin tasks: of their test split) to evaluate. Where
+    that would leave less than half of a file's rows to train on, a fifth of them is held out instead."""
     max_len: int | None = None
     """Cut rows to this many tokens. None: the model's context. What was cut is counted and shown."""
     on_bad_row: Literal["stop", "skip"] = "stop"
@@ -61,6 +62,8 @@ class Rows:
     """Rows that lost tokens to `max_len`."""
     longest: int = 0
     """Tokens of the longest row."""
+    fewer: int = 0
+    """How many rows were to be held out, where they are too few for it."""
 
 
 @dataclass(frozen=True)
@@ -180,7 +183,7 @@ def tasks(data: Data, loaded: Loaded) -> Rows:
         return record
 
     train, held, notes = _rendered(data, "prompt", one)
-    return Rows(train, held, data.path, tuple(notes), 0, max(lengths))
+    return Rows(train, held, data.path, tuple(notes), 0, max(lengths), fewer(data, held))
 
 
 def room(data: Data, loaded: Loaded) -> int:
@@ -208,7 +211,8 @@ def steps_for(cfg: Any, rows: int) -> int:
 def report(rows: Rows) -> str:
     """What was read, with everything that was left out or cut: the first half of a sentence."""
     text = f"{len(rows.train)} rows of {rows.path}, the longest of {rows.longest} tokens"
-    text += f", {len(rows.held)} held out" if rows.held else ""
+    text += f", {len(rows.held)} held out" if rows.held or rows.fewer else ""
+    text += f" (a fifth: {rows.fewer} are too many to spare)" if rows.fewer else ""
     text += f"; {rows.truncated} cut to fit" if rows.truncated else ""
     if rows.skipped:
         text += f"; {len(rows.skipped)} left out: " + "; ".join(rows.skipped[:3])
@@ -243,7 +247,7 @@ def _rendered(data: Data, kind: Kind, make) -> tuple[list, list, list[str]]:
         train, held = all_of(source(data.path, data.limit)), all_of(source(f"{data.path}:test", data.eval_rows))
     else:
         rows = all_of(source(data.path, limit))
-        cut = len(rows) - data.eval_rows
+        cut = len(rows) - spared(data.eval_rows, len(rows))
         train, held = rows[:cut], rows[cut:]
     if not train:
         raise DataError(
@@ -253,6 +257,18 @@ def _rendered(data: Data, kind: Kind, make) -> tuple[list, list, list[str]]:
     return train, held, notes
 
 
+def spared(asked: int, rows: int) -> int:
+    """How many of a file's rows are held out: as many as asked for, or a fifth where half would not be left."""
+    return asked if asked <= rows / 2 else rows // 5
+
+
+def fewer(data: Data, held: Sequence[Any]) -> int:
+    """How many rows of a file were to be held out, where they are fewer; 0 where they are as many."""
+    apart = data.eval_path is not None or data.path.startswith("builtin:")
+    return data.eval_rows if not apart and len(held) < data.eval_rows else 0
+
+
 def _rows(data: Data, train: list, held: list, notes: list[str], segments: Sequence[Segment]) -> Rows:
     truncated = sum(s.truncated > 0 for s in segments)
-    return Rows(train, held, data.path, tuple(notes), truncated, max(len(s.tokens) for s in segments))
+    longest = max(len(s.tokens) for s in segments)
+    return Rows(train, held, data.path, tuple(notes), truncated, longest, fewer(data, held))

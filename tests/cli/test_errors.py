@@ -195,3 +195,15 @@ def test_doctor_shows_what_a_run_checked(capsys):
         file.write(json.dumps(line | {"ok": True}) + "\n" + json.dumps(line | {"step": 4, "ok": False}) + "\n")
     code, out, _ = call(capsys, "doctor", "r")
     assert code == 1 and "step 4: 0 of 3 (failed in 1 of 2)" in out and "Raise lr." in out
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_a_control_run_cannot_be_talked_to(capsys, tmp_path, finished):
+    pytest.importorskip("gymnasium", reason='pip install "posttrain[control]"')
+    out = str(tmp_path / "control")
+    small = ("--task.envs", "2", "--task.horizon", "8", "--update.minibatches", "1", "--update.epochs", "1")
+    assert call(capsys, "train", "control-ppo", *small, "--steps", "1", "--run.threads", "1", "--out", out)[0] == 0
+    if not finished:
+        (tmp_path / "control" / "result.json").unlink()
+    code, _, err = call(capsys, "chat", out)
+    assert code == 1 and "is a run on a control task" in err and "posttrain runs show" in err

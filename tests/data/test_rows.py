@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 import pytest
 
-from posttrain.data.rows import Data, Rows, demonstrations, pairs, pick, report, steps_for, tasks
+from posttrain.data.rows import Data, Rows, demonstrations, pairs, pick, report, steps_for, tasks, verdicts
 from posttrain.errors import ConfigError, DataError
 from posttrain.models.load import Loaded, load
 from posttrain.records import Task
@@ -101,9 +101,9 @@ def test_nothing_left(tmp_path, loaded):
     path = write(tmp_path / "a.jsonl", long_prompts(loaded)[1:])
     with pytest.raises(DataError, match=r"no row is left to train on \(1 left out, 0 held out\). The first: .*line 1"):
         tasks(Data(path=path, on_bad_row="skip"), loaded)
-    path = write(tmp_path / "b.jsonl", demos(3))
-    with pytest.raises(DataError, match=r"\(0 left out, 3 held out\). Lower data.eval_rows"):
-        demonstrations(Data(path=path, eval_rows=3), loaded)
+    found = demonstrations(Data(path=write(tmp_path / "b.jsonl", demos(3)), eval_rows=3), loaded)
+    assert (len(found.train), len(found.held)) == (3, 0)
+    assert "0 held out (a fifth: 3 are too many to spare)" in report(found)
 
 
 def test_a_length_beyond_the_context_is_refused(tmp_path, loaded):
@@ -161,3 +161,16 @@ def test_report_of_a_plain_source():
     assert report(found) == "3 rows of x.jsonl, the longest of 9 tokens"
     many = replace(found, skipped=("a", "b", "c", "d"))
     assert report(many).endswith("; 4 left out: a; b; c; ...")
+
+
+def test_a_small_file_is_not_held_out_whole(tmp_path):
+    """The defaults hold out 100 rows, and somebody's first file has forty."""
+    path = tmp_path / "judged.jsonl"
+    rows = [{"prompt": f"say {i}", "completion": "word", "label": i % 2 == 0} for i in range(40)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    loaded = load("base", template="plain")
+    found = verdicts(Data(path=str(path), eval_rows=100), loaded)
+    assert (len(found.train), len(found.held)) == (32, 8)
+    assert "8 held out (a fifth: 100 are too many to spare)" in report(found)
+    found = verdicts(Data(path=str(path), eval_rows=20), loaded)
+    assert (len(found.train), len(found.held)) == (20, 20) and "too many" not in report(found)
