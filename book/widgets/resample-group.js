@@ -4,6 +4,7 @@ import { ANSWERS, MOST, text, verdict } from "./adder.js";
 import { Widget, define, make, still } from "./kit/base.js";
 import { button, choice, slider, toggle } from "./kit/controls.js";
 import { Plot, number } from "./kit/plot.js";
+import { panel } from "./kit/live.js";
 import { ask, models, stop } from "./kit/remote.js";
 import { Columns } from "./kit/columns.js";
 
@@ -41,6 +42,10 @@ class ResampleGroup extends Widget {
     slider(this, "temperature", { label: "Temperature", min: 0.2, max: 3, step: 0.1 });
     choice(this, "average", { label: "Average over", options: [["answer", "each answer"], ["token", "all tokens"], ["constant", "a constant"]], more: true });
     choice(this, "digits", { label: "Problem", options: PROBLEMS.map((d) => [d, [...d].join("+")]), more: true });
+    const settings = () => ({ group_size: this.state.size, normalise: this.state.normalise });
+    this.live = [];
+    this.more.append(panel({ experiment: "resampled", settings, begin: () => { this.live = []; super.redraw() },
+      step: (event) => { this.live.push(event.metrics.reward_mean); super.redraw() } }));
     toggle(this, "before", { label: "Answers of the frozen copy, from before training", more: true });
   }
 
@@ -117,8 +122,8 @@ class ResampleGroup extends Widget {
       })),
     });
     this.numberLine(n);
-    this.history.hidden = !this.trained;
-    if (this.trained) this.told();
+    this.history.hidden = !this.trained && !this.live.length;
+    if (!this.history.hidden) this.told();
   }
 
   numberLine({ rewards, mean, std, over }) {
@@ -136,9 +141,11 @@ class ResampleGroup extends Widget {
   }
 
   told() {
-    const n = this.rewards.length, p = this.past.begin({ x: { min: 1, max: Math.max(10, n), label: "step of training" }, y: { min: 0, max: 1, label: "right, of 64 answers to all kinds of sums" }, width: this.width });
+    const n = this.rewards.length, p = this.past.begin({ x: { min: 1, max: Math.max(10, n, this.live.length), label: "step of training" }, y: { min: 0, max: 1, label: "right, of 64 answers to all kinds of sums" }, width: this.width });
     p.line("reward", this.rewards.map((r, i) => [i + 1, r]), { role: "pol" });
-    p.dots("last", [{ x: n, y: this.rewards.at(-1), role: "pol" }]);
+    if (n) p.dots("last", [{ x: n, y: this.rewards.at(-1), role: "pol" }]);
+    p.line("live", this.live.map((r, i) => [i + 1, r]), { role: "old" });
+    if (this.live.length) p.text("live", this.live.length, this.live.at(-1), "the library’s run, on its base", { role: "old", anchor: "end", dy: -8 });
     p.end();
   }
 

@@ -40,6 +40,7 @@ STUDY = Study(
     source="Shao et al. 2024 (arXiv 2402.03300)",
     arms={"grpo": {"steps": 40, "lr": 2e-3, "problems": 48}},
     seeds=(0, 1, 2),
+    sections=("23",),
     measure=measure,
     read=read,
 )

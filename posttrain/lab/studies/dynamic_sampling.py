@@ -67,6 +67,7 @@ STUDY = Study(
         "refill": {"keep": "mixed", "draws": 8, "steps": 25, "lr": 1e-3},
     },
     seeds=(0, 1, 2, 3, 4),
+    sections=("23",),
     measure=measure,
     read=read,
 )

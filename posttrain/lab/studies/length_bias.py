@@ -62,6 +62,7 @@ STUDY = Study(
         name: {"average": name, "steps": 24, "lr": 5e-4, "max_tokens": 32} for name in AVERAGES
     },
     seeds=(0, 1, 2, 3, 4),
+    sections=("23",),
     measure=measure,
     read=read,
 )  # fmt: skip

@@ -53,6 +53,7 @@ STUDY = Study(
     source="DeepSeek-AI 2025 (arXiv 2501.12948), figure 3",
     arms={"grpo": {"steps": 40, "lr": 2e-3, "problems": 48}},
     seeds=(0, 1, 2, 3, 4),
+    sections=("23",),
     measure=measure,
     read=read,
 )
