@@ -44,6 +44,28 @@ export const k3 = (r) => Math.expm1(-r) + r;
  * @param {number[]} refLogits @param {number[]} reward @param {number} beta */
 export const tilted = (refLogits, reward, beta) => { const ref = logSoftmax(refLogits); return logSoftmax(ref.map((v, i) => v + reward[i] / beta)) };
 
+/** What samples of the reference say of that policy: their weights, its expected reward, its KL from the reference, and how
+ * many equally weighted samples would say as much.
+ * @param {number[]} reward of the samples @param {number} beta @param {number[]} [count] how often each was sampled
+ * @returns {{weight: number[], reward: number, kl: number, effective: number}} */
+export function tiltedSamples(reward, beta, count) {
+  const weight = new Array(reward.length);
+  let top = -Infinity, total = 0, all = 0, square = 0, expected = 0, kl = 0;
+  for (const r of reward) if (r > top) top = r;
+  for (let i = 0; i < reward.length; i++) {
+    const n = count ? count[i] : 1;
+    total += weight[i] = n * Math.exp((reward[i] - top) / beta);
+    all += n;
+  }
+  for (let i = 0; i < reward.length; i++) {
+    const n = count ? count[i] : 1, w = weight[i] /= total;
+    expected += w * reward[i];
+    square += w * w / n;
+    if (w > 0) kl += w * Math.log(w * all / n);
+  }
+  return { weight, reward: expected, kl, effective: 1 / square };
+}
+
 // Plain statistics ----------------------------------------------------------------------------------------------------
 
 /** @param {number[]} x */

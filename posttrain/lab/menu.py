@@ -44,6 +44,7 @@ STUDIES = (
     "kl_controller",
     "kl_estimators",
     "kto_half",
+    "leash",
     "length_bias",
     "length_confounded",
     "likelihood",

@@ -76,8 +76,11 @@ class Experiment:
 
 
 def leash(settings: Mapping[str, Value], folder: Path) -> tuple[ModuleType, Any]:
-    """Questions about words with the charge for the KL in the reward."""
-    return _group(settings, "builtin:words", _charging(settings["beta"]), max_tokens=16, lr=1e-3)
+    """Portraits of one person, with β times the KL charged in the reward; the reference is trained first."""
+    from posttrain.algorithms import group
+    from posttrain.lab.leash_runs import config
+
+    return group, config(folder, settings["seed"], settings["beta"], settings["steps"], 1e-3)
 
 
 def pressure(settings: Mapping[str, Value], folder: Path) -> tuple[ModuleType, Any]:
@@ -162,8 +165,8 @@ _SEED = Number(0, 0, 99)
 EXPERIMENTS: dict[str, Experiment] = {
     "leash": Experiment(
         section="14",
-        says="RLOO on questions about words, with β times the KL charged in the reward",
-        settings={"beta": Number(0.1, 0.0, 10.0), "steps": Number(30, 1, 60), "seed": _SEED},
+        says="RLOO on portraits of one person, with β times the KL charged in the reward",
+        settings={"beta": Number(0.5, 0.02, 10.0), "steps": Number(30, 1, 60), "seed": _SEED},
         run=leash,
         metrics=_LEASHED,
         also=kl_of,

@@ -60,6 +60,7 @@ from posttrain.objectives.kl import (
     reweighted_k3,
     sequence_kl,
     tilted,
+    tilted_samples,
     with_gradient_of,
 )
 from posttrain.objectives.mismatch import Mismatch, mismatch_weight
@@ -276,8 +277,8 @@ __all__ = [
     "rdpo", "rescale", "reverse_kl", "reward_weighted", "rewards_to_go", "reweighted_k2", "reweighted_k3", "robust",
     "row_weights", "rrhf", "rso_acceptance", "running_baseline", "sampled_reverse_kl", "scale_rl", "score_product",
     "sequence_kl", "simpo", "slic", "smoothed_cross_entropy", "soft_dpo", "soft_estimate", "sppo", "sppo_hard",
-    "step_size", "still_running", "swap_average", "swap_logit_average", "teacher_advantage", "tilted", "token_logprobs",
-    "token_rewards", "token_weights", "top_choice", "top_covariance", "top_entropy", "top_k_bucketed",
+    "step_size", "still_running", "swap_average", "swap_logit_average", "teacher_advantage", "tilted", "tilted_samples",
+    "token_logprobs", "token_rewards", "token_weights", "top_choice", "top_covariance", "top_entropy", "top_k_bucketed",
     "top_k_renormalised", "tpo", "two_class_score", "unbiased_pass_at_k", "uncertainty_weighted", "until_first_error",
     "update_moments", "value_loss", "values_before", "weight_total", "weighted_sum", "weighted_vote", "whiten",
     "win_probability", "with_gradient_of", "with_rest", "without_length", "worst_case", "wpo_weights", "xpo", "zscore",

@@ -65,6 +65,17 @@ def test_distributions(seed):
     close(js("tilted", x, y, 0.4), library_kl.tilted(double(x), double(y), 0.4))
 
 
+@pytest.mark.parametrize("beta", [5.0, 0.4, 0.01])
+def test_the_tilt_of_samples(beta):
+    reward, count = numbers(17, 300, 2.0), [1 + i % 4 for i in range(300)]
+    for given in ([count], []):
+        want = library_kl.tilted_samples(double(reward), beta, *map(double, given))
+        got = js("tiltedSamples", reward, beta, *given)
+        close(got["weight"], want.weight)
+        for name in ("reward", "kl", "effective"):
+            close(got[name], getattr(want, name))
+
+
 def test_edges_of_distributions():
     assert js("entropy", [1, 0]) == 0 and js("kl", [1, 0], [0.5, 0.5]) == pytest.approx(0.6931471805599453)
     close(js("softmax", [1000, 0]), [1.0, 0.0])

@@ -66,6 +66,7 @@ TOKENS = [
     Formula(o.reweighted_k3, "log_ratio, drift: NT"),
     Formula(o.sequence_kl, "kl, mask: NT"),
     Formula(o.tilted, "ref_logits: NV; reward: NV", {"beta": 0.5}),
+    Formula(o.tilted_samples, "reward: NV", {"beta": 0.5}),
     Formula(o.binary_tv, "logp, other: NT", stopped="logp other"),
     Formula(o.binary_kl, "logp, other: NT", stopped="logp other",
             infinite="where `other` is sure of a token that the first policy is not sure of"),

@@ -22,6 +22,7 @@ from posttrain.objectives.kl import (
     reweighted_k3,
     sequence_kl,
     tilted,
+    tilted_samples,
     with_gradient_of,
 )
 
@@ -288,6 +289,39 @@ def test_tilted_worked_numbers():
         assert [round(x, 4) for x in tilted(ref.log(), reward, beta).exp().tolist()] == list(expected)
 
 
+def test_the_tilt_of_samples_by_a_plain_loop():
+    reward, count, beta = [0.5, 2.0, -1.0, 2.0], [3, 1, 2, 5], 0.7
+    raw = [n * math.exp(r / beta) for r, n in zip(reward, count, strict=True)]
+    weight = [w / sum(raw) for w in raw]
+    share = [n / sum(count) for n in count]
+    found = tilted_samples(torch.tensor(reward, dtype=torch.float64), beta, torch.tensor(count, dtype=torch.float64))
+    assert found.weight.tolist() == pytest.approx(weight)
+    assert float(found.reward) == pytest.approx(sum(w * r for w, r in zip(weight, reward, strict=True)))
+    assert float(found.kl) == pytest.approx(sum(w * math.log(w / s) for w, s in zip(weight, share, strict=True)))
+    assert float(found.effective) == pytest.approx(1 / sum(w * w / n for w, n in zip(weight, count, strict=True)))
+
+
+def test_the_tilt_of_samples_counts_equal_ones_together_and_never_exceeds_their_number():
+    reward = torch.tensor([0.0, math.log(3)], dtype=torch.float64)
+    found = tilted_samples(reward, 1.0)
+    assert [round(float(x), 6) for x in found[1:]] == [0.823959, 0.130812, 1.6]
+    once = tilted_samples(torch.tensor([1.0, 4.0, 4.0, 4.0]), 0.5)
+    together = tilted_samples(torch.tensor([1.0, 4.0]), 0.5, torch.tensor([1.0, 3.0]))
+    for a, b in zip(once[1:], together[1:], strict=True):
+        torch.testing.assert_close(a, b)
+    hard = tilted_samples(torch.tensor([0.0, 1.0, 5.0]), 1e-3)
+    assert float(hard.kl) == pytest.approx(math.log(3)) and float(hard.effective) == pytest.approx(1)
+
+
+def test_the_tilt_of_many_samples_is_that_of_the_whole_distribution():
+    torch.manual_seed(0)
+    ref, reward = torch.randn(6, dtype=torch.float64), torch.randn(6, dtype=torch.float64)
+    drawn = torch.multinomial(ref.softmax(0), 400_000, replacement=True)
+    found, exact = tilted_samples(reward[drawn], 0.5), tilted(ref, reward, 0.5)
+    assert float(found.reward) == pytest.approx(float((exact.exp() * reward).sum()), abs=0.02)
+    assert float(found.kl) == pytest.approx(float(reverse_kl(exact, ref)), abs=0.02)
+
+
 def test_sequence_kl_reads_only_the_mask():
     kl = torch.tensor([[math.nan, 1.0, 2.0], [math.inf, 3.0, math.nan]])
     mask = torch.tensor([[False, True, True], [False, True, False]])
@@ -315,3 +349,7 @@ def test_refusals():
         tilted(torch.zeros(3), torch.zeros(4), 1.0)
     with pytest.raises(ConfigError, match="single best"):
         tilted(torch.zeros(3), torch.zeros(3), 0.0)
+    with pytest.raises(ConfigError, match="single best"):
+        tilted_samples(torch.zeros(3), 0.0)
+    with pytest.raises(ShapeError, match="entry per sample"):
+        tilted_samples(torch.zeros(3), 1.0, torch.ones(4))
