@@ -15,11 +15,18 @@ def axe(page: Any) -> list[str]:
     import axe_playwright_python
 
     page.evaluate(Path(axe_playwright_python.__file__).with_name("axe.min.js").read_text())
-    found = page.evaluate("async () => (await axe.run(document, {resultTypes: ['violations']})).violations")
-    return [
-        f"axe {v['id']}: {v['help']}: {len(v['nodes'])} times, first {' '.join(map(str, v['nodes'][0]['target']))[:120]}"
-        for v in found
-    ]
+    return page.evaluate(AXE)
+
+
+# axe-core reads no MathML: to it, the heading of a column that is a formula is empty. Screen readers do read it.
+AXE = """async () => {
+  const found = await axe.run(document, { resultTypes: ["violations"], elementRef: true });
+  const formula = (n) => n.element?.querySelector("math")?.textContent;
+  return found.violations.flatMap((v) => {
+    const nodes = v.nodes.filter((n) => v.id !== "empty-table-header" || !formula(n));
+    return nodes.length ? [`axe ${v.id}: ${v.help}: ${nodes.length} times, first ${nodes[0].target.join(" ").slice(0, 120)}`] : [];
+  });
+}"""
 
 
 def width(page: Any) -> list[str]:
@@ -64,8 +71,8 @@ def tabs(page: Any) -> list[str]:
         if (passed[i - 1].compareDocumentPosition(passed[i]) & Node.DOCUMENT_POSITION_PRECEDING) found.push(`Tab goes back, to ${say(passed[i])}`);
       const own = "figure.widget :is(button, select, summary, input:not([type=radio]), [role=slider], [tabindex='0'])";
       for (const e of document.querySelectorAll(own))
-        if (e.checkVisibility({ visibilityProperty: true }) && !e.disabled && !passed.includes(e)) found.push(`Tab does not reach ${say(e)}`);
-      for (const name of new Set([...document.querySelectorAll("figure.widget input[type=radio]")].filter((e) => e.checkVisibility()).map((e) => e.name)))
+        if (e.checkVisibility({ visibilityProperty: true }) && !e.disabled && !e.closest("[inert]") && !passed.includes(e)) found.push(`Tab does not reach ${say(e)}`);
+      for (const name of new Set([...document.querySelectorAll("figure.widget input[type=radio]")].filter((e) => e.checkVisibility() && !e.closest("[inert]")).map((e) => e.name)))
         if (!passed.some((e) => e.name === name)) found.push(`Tab does not reach the choice ${name}`);
       return found;
     }""")
