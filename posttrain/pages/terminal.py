@@ -58,9 +58,10 @@ def chart(curves: Mapping[str, Points], width: int = 76, height: int = 15, zero:
                 line[column] = mark if line[column] == " " else line[column]
     labels = [high - (high - low) * i / (height - 1) for i in range(height)]
     plain = high - low >= 0.05 and max(abs(high), abs(low)) < 1000
-    shown = [f"{x:7.2f}" if plain else f"{x:7.2g}" for x in labels]
-    lines = [f"{label} |{''.join(row).rstrip()}" for label, row in zip(shown, grid, strict=True)]
-    axis = f"{'':7} +{'-' * width}\n{'':9}{left:<6g}{'steps':^{max(width - 12, 5)}}{right:>6g}"
+    shown = [f"{x:.2f}" if plain else f"{x:.2g}" for x in labels]
+    room = max(7, *map(len, shown))
+    lines = [f"{label:>{room}} |{''.join(row).rstrip()}" for label, row in zip(shown, grid, strict=True)]
+    axis = f"{'':{room}} +{'-' * width}\n{'':{room + 2}}{left:<6g}{'steps':^{max(width - 12, 5)}}{right:>6g}"
     key = "   ".join(f"{mark} {name}" for mark, name in zip(_MARKS * len(curves), curves, strict=False))
     return "\n".join([*lines, axis, key])
 
