@@ -180,6 +180,8 @@ class Figure(SphinxDirective):
             figures = [f for f in found["figures"] if not picked or f["what"] in picked]
             if not figures or set(picked) - {f["what"] for f in figures}:
                 raise ValueError(f"pick = {picked}: it has {[f['what'] for f in found['figures']]}")
+            if named := [n.strip() for n in self.options.get("names", "").split("|") if n.strip()]:
+                figures = [f | {"what": n} for f, n in zip(figures, named, strict=True)]
             return intervals(figures), table(figures)
         xs = None
         if "x" in self.options:

@@ -35,7 +35,8 @@ class BendClip extends Widget {
     this.stage.append(make("div", { class: "pt-columns" }, left, right));
     left.append(make("p", { class: "pt-title", text: "What one token gains" }));
     this.fold = new Plot(left, { label: "Gain of one token over its ratio", height: 230, left: 40, right: 12 });
-    left.append(make("p", { class: "pt-title", text: "64 tokens of one minibatch, by their ratio" }));
+    this.counted = make("p", { class: "pt-title" });
+    left.append(this.counted);
     this.dots = new Plot(left, { label: "Tokens by their ratio", height: 170, left: 40, right: 12, top: 8, bottom: 38 });
     right.append(make("p", { class: "pt-title", text: "The same tokens over eight passes" }));
     this.way = new Plot(right, { label: "Ratio of each token after each pass", height: 230, left: 44, right: 10 });
@@ -161,8 +162,8 @@ class BendClip extends Widget {
     const step = .105, r = 2.9;
     p.rule("middle", { y: 0, role: "quiet" });
     p.dots("t", dots.map((d, i) => ({ x: (d.bin + .5) * wide, y: d.side * (d.n - .35) * step, r: i === this.state.token ? r + 2 : r, role: this.at[i] ? "bad" : "pol", open: !!this.at[i], title: `${this.tokens[i].text.trim()}: ratio ${number(this.rhos[i])}` })));
-    const held = this.at.filter(Boolean).length;
-    p.text("count", top, .98, this.state.tab === "penalty" || rule.low === FREE ? "all have gradient" : `${held} of ${this.at.length} without gradient`, { role: held ? "bad" : "quiet", anchor: "end", bold: true });
+    const held = this.at.filter(Boolean).length, said = `${this.at.length} tokens of a minibatch: ${held || "none"} without gradient`;
+    if (this.counted.textContent !== said) this.counted.textContent = said;
     p.end();
   }
 

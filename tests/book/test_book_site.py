@@ -102,6 +102,8 @@ def test_no_page_asks_another_host(tmp_path):
         (":::{fig} no_such_run\n:::", 'the run "no_such_run" has no digest'),
         (":::{fig} reinforce\n:pick: nothing\n:::", "cannot be drawn: pick"),
         (":::{widget} nothing\n:::", "there is no widgets/nothing.js"),
+        (":::{predict} How many?\n:kind: place\n:axis: 0 1\n:::", "place and draw need axis and truth"),
+        (":::{predict} How many?\n:kind: draw\n:axis: 0 1\n:truth: no_such_run | a | b\n:::", "has no digest"),
     ],
 )
 def test_a_build_fails_on(page, said, tmp_path):
@@ -130,6 +132,31 @@ def test_a_figure_shows_its_digest(tmp_path):
     )
     assert "<svg" in page and first["what"] in page and "<em>shows</em>" in page
     assert "3 seeds" in page and "<summary>Numbers</summary>" in page
+
+
+def test_a_prediction_takes_its_truth_from_a_run(tmp_path):
+    recorded = digest.load("clip_epochs")
+    (share,) = [f["after"] for f in recorded["figures"] if f["what"] == "clip fraction"]
+    asked = """:::{predict} How many, $\\KL{p}{q}$?
+:kind: place
+:axis: 0 100 %
+:as: 100
+:truth: clip_epochs | clip fraction
+:opens: fold
+:::
+:::{predict} And the curve?
+:kind: draw
+:axis: 0 1 nats
+:truth: clip_epochs | none | kl
+:given: clip_epochs | clip | kl | with it
+:::
+"""
+    page = build(tmp_path, asked)
+    assert f'data-truth="{100 * share:.4g}"' in page and 'data-opens="fold"' in page and "predict.js" in page
+    curve = re.search(r'data-kind="draw"[^>]*data-truth="([^"]+)" data-given="([^":]+):with it"', page)
+    cells = recorded["cells"]["none"].values()
+    means = [sum(values) / len(values) for values in zip(*(c["figures"]["kl"] for c in cells), strict=True)]
+    assert [float(v) for v in curve[1].split()] == pytest.approx(means, rel=1e-3) and len(curve[2].split()) == 9
 
 
 def test_all_problems_are_told_together(tmp_path):

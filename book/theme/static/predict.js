@@ -30,7 +30,7 @@ for (const box of all(".predict")) {
 
   const [low, high, ...rest] = data.axis.split(" "), from = +low, to = +high, unit = rest.join(" ");
   if (data.kind === "place") {  // a value on an axis
-    const input = element("input", { type: "range", min: from, max: to, step: (to - from) / 200, value: (from + to) / 2 });
+    const input = element("input", { type: "range", min: from, max: to, step: (to - from) / 200, value: from });
     input.setAttribute("aria-label", `Your guess, ${unit}`);
     const said = element("output"), button = element("button", { type: "button", textContent: "Place my guess" }), line = element("p", { className: "guess-line" });
     const say = () => { said.textContent = `${words(input.value)} ${unit}`; input.setAttribute("aria-valuetext", said.textContent) };
@@ -56,7 +56,7 @@ for (const box of all(".predict")) {
   // draw a curve: one value per step, set by the pointer going over it or by keys
   const truth = data.truth.split(" ").map(Number), n = truth.length, [x0, x1, ...xs] = (data.steps || `0 ${n - 1}`).split(" ");
   const [line, title] = (data.given || "").split(":"), given = line ? line.split(" ").map(Number) : null;
-  const W = 560, H = 230, L = 44, R = 12, T = 20, B = 34, px = (i) => L + i / (n - 1) * (W - L - R), py = (v) => H - B - (v - from) / (to - from) * (H - T - B);
+  const W = box.clientWidth < 460 ? 330 : 560, H = 230, L = 44, R = 12, T = 20, B = 34, px = (i) => L + i / (n - 1) * (W - L - R), py = (v) => H - B - (v - from) / (to - from) * (H - T - B);
   const points = (values) => values.map((v, i) => `${px(i).toFixed(1)},${py(v).toFixed(1)}`).join(" ");
   const text = (x, y, s, anchor = "start", ink = "quiet") => `<text x="${x}" y="${y}" text-anchor="${anchor}" class="ink-${ink}">${s}</text>`;
   const pad = element("div", { className: "guess-draw", tabIndex: 0 });
@@ -73,7 +73,7 @@ for (const box of all(".predict")) {
       + text(L, H - 14, words(x0)) + text(W - R, H - 14, `${words(x1)} ${xs.join(" ")}`, "end") + text(0, 11, unit)
       + (given ? `<polyline class="mean quiet" points="${points(given)}"/>${text(W - R, py(given[n - 1]) - 7, title || "", "end")}` : "")
       + `<polyline class="mean ink" points="${points(own)}"/><circle class="guess-at" cx="${px(at)}" cy="${py(own[at])}" r="5"/>`
-      + (done ? `<polyline class="mean pol" points="${points(truth.map((v) => Math.min(to, v)))}"/>${text(W - R, py(Math.min(to, truth[n - 1])) + 17, "measured", "end", "pol")}` : "")
+      + (done ? `<polyline class="mean pol" points="${points(truth.map((v) => Math.min(to, v)))}"/>${text(px(.6 * (n - 1)) + 6, py(Math.min(to, truth[Math.round(.6 * (n - 1))])) + 16, "measured", "start", "pol")}` : "")
       + (guess || done ? text(px(1), py(own[1]) - 9, "yours", "middle", "ink") : text(px((n - 1) / 2), py(to) + 16, "draw here", "middle")) + "</svg>";
   };
   const put = (i, v) => {
