@@ -8,6 +8,7 @@ from typing import Any
 
 from book.check import rules
 from book.check.browser import VIEWS, chromium, opened, served
+from book.check.model import model
 
 OUT = Path("build/book-check")
 
@@ -29,6 +30,11 @@ def main(words: list[str]) -> int:
             print(f"{path:<44} {row}", flush=True)
             for problem in dict.fromkeys(problems):
                 print(f"    {problem}")
+            wrong += bool(problems)
+        if (site / "_static/models/base").is_dir():
+            page, _ = opened(browser.new_context(), address, "index.html")
+            said, problems = model(page, address)
+            print("\n    ".join((said, *problems)), flush=True)
             wrong += bool(problems)
     print(f"{len(pages)} pages, {wrong} with something wrong, {time.monotonic() - began:.0f} s; pictures in {OUT}")
     return int(wrong > 0)

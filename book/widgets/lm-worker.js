@@ -1,9 +1,10 @@
 // A model off the page's thread: the adder, which is trained here, and the embedded base with adapters merged in. Messages
 // are {id, do, ...}; answers have the same id, and {done: true} with the last one. One thing at a time, in order.
-import { ANSWERS, MOST, Trainer } from "./adder.js";
+import { ANSWERS, MOST } from "./adder.js";
 import { Model, merge, sample, tensors } from "./lm.js";
 import { random } from "./num.js";
 import { Tokenizer } from "./tokenizer.js";
+import { Trainer } from "./trainer.js";
 
 const fetched = async (url, kind) => {
   const answer = await fetch(url);

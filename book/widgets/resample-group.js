@@ -1,6 +1,6 @@
 // "Resample the group": a group of answers from a model in the page, its advantages, and training on them.
-import { advantages, tokenWeights } from "./grpo.js";
 import { ANSWERS, MOST, text, verdict } from "./adder.js";
+import { advantages, tokenWeights } from "./group.js";
 import { Widget, define, make, still } from "./kit/base.js";
 import { button, choice, slider, toggle } from "./kit/controls.js";
 import { Plot, number } from "./kit/plot.js";

@@ -25,7 +25,7 @@ from posttrain.train.learner import Learner, Optim, Outputs, Part, Term  # noqa:
 from posttrain.train.schedule import Schedule  # noqa: E402
 from tests.book.pagecode import engine, give  # noqa: E402
 
-MODULES = ("num", "kernel", "lm", "grpo", "tokenizer", "adder")
+MODULES = ("num", "kernel", "lm", "group", "grpo", "tokenizer", "adder", "trainer")
 PROMPTS = [[1, 2, 3], [4], [5, 6], [7, 8, 9, 10]]
 SAMPLE = """(() => {
   const out = [[], [], [], []], logp = [[], [], [], []];
