@@ -68,8 +68,8 @@ class Replay extends Widget {
     for (const [i, { name, title, tokens }] of this.strips.entries()) {
       const worth = found[6 + i];
       title.textContent = `${name}: implicit reward ${signed(num.sum(worth) / 100, 2)}`;
-      tokens.show(found[i].map((text, k) => ({ text, role: worth[k] < 0 ? "bad" : "rew", tint: Math.min(1, Math.abs(worth[k]) / 60),
-        mark: Math.abs(worth[k]) < 5 ? "" : worth[k] < 0 ? "dotted" : "solid", title: signed(worth[k] / 100, 2) })));
+      tokens.show(found[i].map((text, k) => ({ text, role: Math.abs(worth[k]) < 3 ? "" : worth[k] < 0 ? "bad" : "rew", tint: Math.min(1, Math.abs(worth[k]) / 60),
+        mark: Math.abs(worth[k]) < 3 ? "" : worth[k] < 0 ? "dotted" : "solid", title: signed(worth[k] / 100, 2) })));
     }
   }
 
