@@ -100,8 +100,8 @@ def draw(curve: Mapping[str, Any], size: tuple[float, float] = (320, 176)) -> Pl
         others = [_path([(x(a), y(b)) for a, b in thinned(one)]) for one in behind.get(name, ())]
         lines.append(Line(name, hue, _path(points), points, others))
     metric = str(curve.get("metric", ""))
-    table = _table(raw)
-    every = math.ceil(len(table) / ROWS)
+    xs = sorted({a for points in raw.values() for a, _ in points})
+    every = math.ceil(len(xs) / ROWS)
     return Plot(
         title=curve.get("title") or metric,
         run=curve.get("run", ""),
@@ -114,7 +114,7 @@ def draw(curve: Mapping[str, Any], size: tuple[float, float] = (320, 176)) -> Pl
         x_ticks=[(x(value), number(value)) for value in ticks(x_low, x_high, whole=x_label == "step")],
         y_ticks=[(y(value), number(value)) for value in ticks(y_low, y_high)],
         every=every,
-        table=table[::every],
+        table=_table(raw, xs[::every]),
     )
 
 
@@ -164,10 +164,9 @@ def _range(low: float, high: float) -> tuple[float, float]:
     return (0 if 0 <= low <= 0.6 * high else low), (0 if 0.6 * low <= high <= 0 else high)
 
 
-def _table(raw: Mapping[str, Sequence[tuple[float, float]]]) -> list[tuple[str, list[str]]]:
+def _table(raw: Mapping[str, Sequence[tuple[float, float]]], xs: Sequence[float]) -> list[tuple[str, list[str]]]:
     columns = [dict(points) for points in raw.values()]
-    rows = sorted({x for column in columns for x in column})
-    return [(number(x) if x % 1 else str(int(x)), [number(c[x]) if x in c else "" for c in columns]) for x in rows]
+    return [(number(x) if x % 1 else str(int(x)), [number(c[x]) if x in c else "" for c in columns]) for x in xs]
 
 
 def _entry(metric: str) -> Metric | None:
