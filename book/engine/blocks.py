@@ -1,5 +1,6 @@
 """Blocks of a section: a formula bound to its function, a derivation, an exercise, a widget, contents."""
 
+import re
 from pathlib import Path
 
 from docutils import nodes
@@ -11,6 +12,8 @@ from book.engine.data import use
 from book.engine.maths import checked
 from book.engine.prose import code_link, home
 from book.engine.sources import esc, href, problem, sources, used
+
+_FENCE = re.compile(r"^(:{3,})\s*(\{.+)?$")
 
 
 def raw(text: str) -> nodes.raw:
@@ -140,8 +143,26 @@ class Contents(SphinxDirective):
         return [raw(f'<table class="sections">{head}<tbody>{"".join(rows)}</tbody></table>')]
 
 
+def nested(app: Sphinx, docname: str, source: list[str]) -> None:
+    """Blocks inside blocks: a line of colons ends the outermost that has no more of them, and the rest is lost unseen."""
+    inside: list[int] = []
+    for number, line in enumerate(source[0].splitlines(), 1):
+        if not (found := _FENCE.match(line)):
+            continue
+        colons = len(found[1])
+        if found[2]:
+            if inside and colons >= inside[-1]:
+                problem(app.env, docname, f"a block inside another needs fewer colons than its {inside[-1]}", number)
+            inside.append(colons)
+        elif not inside or colons != inside.pop():
+            problem(app.env, docname, "these colons end no block that is open", number)
+    if inside:
+        problem(app.env, docname, "a block is not ended", None)
+
+
 def setup(app: Sphinx) -> None:
     """Called by the extension."""
+    app.connect("source-read", nested)
     for name, directive in (("formula", FormulaBlock), ("derive", Derive), ("answer", Answer),
                             ("exercise", Exercise), ("widget", Widget), ("contents-table", Contents)):  # fmt: skip
         app.add_directive(name, directive, override=True)

@@ -102,6 +102,8 @@ def test_no_page_asks_another_host(tmp_path):
         (":::{fig} no_such_run\n:::", 'the run "no_such_run" has no digest'),
         (":::{fig} reinforce\n:pick: nothing\n:::", "cannot be drawn: pick"),
         (":::{widget} nothing\n:::", "there is no widgets/nothing.js"),
+        (":::{derive} A\n::::{answer}\nb\n::::\n:::", "needs fewer colons than its 3"),
+        (":::{derive} A\nb\n:::\n\n:::\n", "end no block that is open"),
         (":::{predict} How many?\n:kind: place\n:axis: 0 1\n:::", "place and draw need axis and truth"),
         (":::{predict} How many?\n:kind: draw\n:axis: 0 1\n:truth: no_such_run | a | b\n:::", "has no digest"),
     ],
