@@ -122,6 +122,11 @@ def paint(page: Any) -> float:
     return page.evaluate("() => performance.getEntriesByName('first-contentful-paint')[0]?.startTime ?? Infinity")
 
 
+def soon(first: float) -> list[str]:
+    """A first paint without delay."""
+    return [f"first paint after {first:.0f} ms, {MOST_PAINT:.0f} at most"] if first > MOST_PAINT else []
+
+
 def paper(page: Any, path: Path) -> list[str]:
     """A PDF, with the text and with each widget in its state."""
     page.emulate_media(media="print")

@@ -61,6 +61,7 @@ STUDY = Study(
     source="Schulman 2020, Approximating KL divergence",
     arms={"softmax": {"drifts": [0.03, 0.1, 0.3, 1.0, 2.0, 3.0], "prefixes": 64, "vocabulary": 64, "samples": 20000}},
     seeds=(0, 1, 2, 3, 4),
+    sections=("02",),
     measure=measure,
     read=read,
 )
