@@ -40,6 +40,7 @@ STUDIES = (
     "control_gradients",
     "dynamic_sampling",
     "flipped_labels",
+    "group_size",
     "ipo_margin",
     "kl_controller",
     "kl_estimators",

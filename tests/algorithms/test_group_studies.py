@@ -8,6 +8,7 @@ from posttrain.lab.golden import group, presets
 from posttrain.lab.studies import (
     clip_higher,
     dynamic_sampling,
+    group_size,
     length_bias,
     longer_answers,
     pass_at_k_training,
@@ -20,6 +21,7 @@ MODULES = (
     dynamic_sampling,
     stale_samples,
     clip_higher,
+    group_size,
     length_bias,
     longer_answers,
     pass_at_k_training,
