@@ -61,6 +61,7 @@ STUDY = Study(
     source="Ouyang et al. 2022 (arXiv 2203.02155), section 3.5",
     arms={"ppo": {"weight": 0.0, "steps": 12}, "ptx": {"weight": 1.0, "steps": 12}},
     seeds=(0, 1, 2, 3, 4),
+    sections=("14",),
     measure=measure,
     read=read,
 )
