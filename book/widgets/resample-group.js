@@ -13,7 +13,7 @@ const many = (n, one) => `${n} ${one}${n === 1 ? "" : "s"}`;
 
 class ResampleGroup extends Widget {
   static defaults = { digits: "4975", size: 8, temperature: 1, normalise: "std", average: "answer", seed: 3, before: false, chosen: 4 };
-  static presets = [["R1-Zero’s setting", { size: 16 }], ["Two answers", { size: 2, seed: 4 }], ["Break it: temperature 3", { temperature: 3 }]];
+  static presets = [["R1-Zero’s setting", { size: 16 }], ["Two answers", { size: 2, seed: 4 }], ["Break it: none is right", { digits: "8679", seed: 1 }]];
 
   async load() {
     const answer = await fetch(`${models()}adder/poster.json`);
