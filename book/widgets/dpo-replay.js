@@ -31,7 +31,7 @@ class Replay extends Widget {
     });
     this.plane = new Plot(left, { label: "Change of both log-probabilities, an arrow for each pair", height: 330, left: 40, right: 12, top: 22 });
     this.curve = new Plot(right, { label: "Margins of the pairs on the curve of the loss", height: 330, left: 34, right: 14, top: 22 });
-    this.plane.svg.addEventListener("pointerdown", (e) => this.set({ pair: this.nearest(this.plane.atPointer(e)) }));
+    this.plane.svg.addEventListener("click", (e) => this.set({ pair: this.nearest(this.plane.atPointer(e)) }));
     const { scored } = this.data;
     slider(this, "step", { label: "Optimizer step", min: 0, max: scored.length - 1, step: 1, text: (v) => `${scored[v]} of ${scored.at(-1)}` });
     slider(this, "pair", { label: "Pair (or click an arrow)", min: 0, max: this.paths.length - 1, step: 1, text: (v) => String(v + 1) });
