@@ -19,6 +19,7 @@ for (const box of all(".predict")) {
       button.setAttribute("aria-pressed", i === chosen);
     });
     items.forEach((item, i) => {
+      for (const link of all("a", item)) link.replaceWith(...link.childNodes); // a button holds no other control
       const button = element("button", { type: "button" });
       button.append(...(item.querySelector("p") || item).childNodes);
       item.replaceChildren(button);
