@@ -76,20 +76,21 @@ class Experiment:
 
 
 def leash(settings: Mapping[str, Value], folder: Path) -> tuple[ModuleType, Any]:
-    """Portraits of one person, with β times the KL charged in the reward; the reference is trained first."""
+    """Portraits of one person with β times the KL in the reward: the run of the study."""
     from posttrain.algorithms import group
     from posttrain.lab.leash_runs import config
 
-    return group, config(folder, settings["seed"], settings["beta"], settings["steps"], 1e-3)
+    return group, config(folder, settings["seed"], max(settings["beta"], UNCHARGED), settings["steps"], lr=1e-3)
 
 
 def pressure(settings: Mapping[str, Value], folder: Path) -> tuple[ModuleType, Any]:
-    """Portraits of people under the rater, who likes what gold does not."""
-    from posttrain.lab.portrait_runs import start
+    """Portraits of people under a reward model of the rater's choices, who likes what gold does not."""
+    from posttrain.lab.portrait_runs import proxies, start
 
-    model = str(start(folder, settings["seed"], 60))
+    model = start(folder, settings["seed"], 100)
+    (proxy,) = proxies(folder, model, settings["seed"], 80)
     return _group(settings, "builtin:about", _charging(settings["beta"]), max_tokens=64, lr=2e-4 * settings["pressure"],
-                  model=model, template="auto", reward="rater")  # fmt: skip
+                  model=str(model), template="auto", reward=f"model:{proxy}")  # fmt: skip
 
 
 def kl_of(metrics: Mapping[str, float], samples: list[dict[str, Any]]) -> dict[str, float]:
@@ -130,7 +131,7 @@ def _charging(beta: float) -> Any:
     from posttrain.objectives.presets import PRESETS
 
     base = PRESETS["rloo"]
-    return replace(base, kl=replace(base.kl, beta=max(beta, 1e-9)))
+    return replace(base, kl=replace(base.kl, beta=max(beta, UNCHARGED)))
 
 
 def _group(settings: Mapping[str, Value], data: str, objective: Any, *, max_tokens: int, lr: float,
@@ -160,6 +161,8 @@ def _group(settings: Mapping[str, Value], data: str, objective: Any, *, max_toke
 
 ANSWERS = 64
 """Of a step."""
+UNCHARGED = 1e-9
+"""A leash that charges nothing and still has a reference, by which the KL is measured."""
 _LEASHED = ("reward_mean", "kl_ref_k1", "entropy", "length_mean")
 _SEED = Number(0, 0, 99)
 EXPERIMENTS: dict[str, Experiment] = {
@@ -173,7 +176,7 @@ EXPERIMENTS: dict[str, Experiment] = {
     ),
     "pressure": Experiment(
         section="15",
-        says="RLOO on portraits of people, under a rater with a taste of its own",
+        says="RLOO on portraits of people, under a reward model of a rater with a taste of its own",
         settings={
             "pressure": Number(2.0, 0.25, 8.0),
             "beta": Number(0.0, 0.0, 1.0),

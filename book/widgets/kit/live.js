@@ -79,7 +79,7 @@ export function panel({ experiment, settings, begin = () => {}, step, end = () =
     const follow = (id) => {
       running = id, steps = 0;
       button.textContent = "Stop";
-      said.textContent = "Starting…";
+      said.textContent = "Starting; what comes before the first step may take a minute or two.";
       begin();
       stream(id, {
         step: (event) => { said.textContent = `Step ${++steps}, on this machine.`; step(event) },
