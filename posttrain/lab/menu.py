@@ -44,6 +44,7 @@ STUDIES = (
     "ipo_margin",
     "kl_controller",
     "kl_estimators",
+    "kl_losses",
     "kto_half",
     "leash",
     "length_bias",
