@@ -39,7 +39,7 @@ class PacedRun(Run):
     """A run that takes a step when it is told to."""
 
     pace: Pace
-    plan: list[dict]
+    work: list[dict]
     probing = False
     parts: dict = {}
     start: dict = {}
@@ -59,7 +59,7 @@ class PacedRun(Run):
             self.pace.begin(step)
             yield step
             more = {"moved": self.moved(), "updates": self.pace.updates.most} if self.probing else {}
-            self.pace.end(step, self.generated or self.plan[step]["tokens"], loss=self.loss, **more)
+            self.pace.end(step, self.generated or self.work[step]["tokens"], loss=self.loss, **more)
 
     def log(self, step, metrics):
         """Remember the loss."""
@@ -135,7 +135,7 @@ def train(job: str, args: argparse.Namespace, pace: Pace) -> None:
     try:
         run = PacedRun.open(folder, cfg)
         run.pace, run.probing = pace, args.probe
-        run.plan = read_plan(plan)
+        run.work = read_plan(plan)
         with run:
             MODULES[job].train(cfg, run)
     finally:
