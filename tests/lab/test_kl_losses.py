@@ -1,4 +1,4 @@
-"""The study of estimators as losses, on a tiny setting, and the sums that the study of next tokens makes."""
+"""The study of estimators as losses, on a tiny setting; the gradients that theory says."""
 
 import pytest
 import torch
