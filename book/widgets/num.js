@@ -40,6 +40,12 @@ export const k2 = (r) => r * r / 2;
 /** @param {number} r */
 export const k3 = (r) => Math.expm1(-r) + r;
 
+/** Mean and standard deviation of values under probabilities. @param {number[]} p @param {number[]} values */
+export function moments(p, values) {
+  const mean = sum(p.map((v, i) => v > 0 ? v * values[i] : 0));
+  return { mean, std: Math.sqrt(sum(p.map((v, i) => v > 0 ? v * (values[i] - mean) ** 2 : 0))) };
+}
+
 /** The policy that KL-regularised reward maximisation ends in: ∝ reference · exp(reward / β), as log-probabilities.
  * @param {number[]} refLogits @param {number[]} reward @param {number} beta */
 export const tilted = (refLogits, reward, beta) => { const ref = logSoftmax(refLogits); return logSoftmax(ref.map((v, i) => v + reward[i] / beta)) };

@@ -90,6 +90,19 @@ def test_estimators_of_kl(name):
         close(js(name, r), library_kl.kl_estimate(double(r), name))
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_moments_of_the_estimators(seed):
+    """Under the policy k1 and k3 have the KL as their mean, to the last digit, and k2 has not."""
+    x, y = double(numbers(50 + seed, 8, 2.0)), double(numbers(60 + seed, 8, 2.0))
+    p, ratio = x.softmax(0), x.log_softmax(0) - y.log_softmax(0)
+    for name in ("k1", "k2", "k3"):
+        value = library_kl.kl_estimate(ratio, name)
+        found = js("moments", p.tolist(), value.tolist())
+        close(found["mean"], (p * value).sum())
+        close(found["std"], ((p * value.square()).sum() - (p * value).sum().square()).sqrt())
+        assert (abs(found["mean"] - float(library_kl.reverse_kl(x, y))) < 1e-9) == (name != "k2")
+
+
 @pytest.mark.parametrize("cap", [None, 3.0])
 @pytest.mark.parametrize("low, high", [(0.2, 0.2), (0.2, 0.28), (1.0, 0.5)])
 def test_the_clip(low, high, cap):
