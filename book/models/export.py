@@ -6,11 +6,13 @@ sample with these settings, sampled by the library's own decoder, so that a page
 
 import json
 import shutil
+import sys
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
 
 from book.models import adder
 from posttrain import rng
@@ -78,3 +80,16 @@ def sampled(model: Decoder, prompt: Sequence[int], size: int, *, temperature: fl
             said[i].append(token)
         alive = [i for i in alive if said[i][-1] not in stop]
     return said
+
+
+def keep(checkpoint: Path, name: str) -> None:
+    """Store a checkpoint's adapters in book/models/NAME, in 16 bits; training.json beside them says how they were made."""
+    tensors = load_file(checkpoint / "adapter_model.safetensors")
+    (HERE / name).mkdir(exist_ok=True)
+    halves = {key: x.half().contiguous() for key, x in tensors.items()}
+    save_file(halves, HERE / name / "adapter_model.safetensors", metadata={"format": "pt"})
+    shutil.copyfile(checkpoint / "adapter_config.json", HERE / name / "adapter_config.json")
+
+
+if __name__ == "__main__":  # python -m book.models.export runs/RUN/checkpoints/step-000060 NAME
+    keep(Path(sys.argv[1]), sys.argv[2])
