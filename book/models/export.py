@@ -83,7 +83,7 @@ def sampled(model: Decoder, prompt: Sequence[int], size: int, *, temperature: fl
 
 
 def keep(checkpoint: Path, name: str) -> None:
-    """Store a checkpoint's adapters in book/models/NAME, in 16 bits; training.json beside them says how they were made."""
+    """Store a checkpoint's adapters in book/models/NAME, in 16 bits; training.json beside them is written by hand."""
     tensors = load_file(checkpoint / "adapter_model.safetensors")
     (HERE / name).mkdir(exist_ok=True)
     halves = {key: x.half().contiguous() for key, x in tensors.items()}
