@@ -49,6 +49,8 @@ def measure(given: Mapping[str, Any], seed: int, scratch: Path) -> Mapping[str, 
     along = [logps(model, rows)]
     along += [logps(scratch / f"dpo/checkpoints/step-{step:06d}", rows) for step in given["scored"][1:]]
     moved = torch.stack(along) - along[0]  # [points, 2, pairs]
+    told = credit(after, model, rows, given)
+    ends = [worth[0][-1] / given["beta"] for worth in told["worth"]]
     before, said = portraits(model, seed), portraits(after, seed)
     return {
         "loss of the first step": values(scratch / "dpo", "loss")[0],
@@ -57,6 +59,8 @@ def measure(given: Mapping[str, Any], seed: int, scratch: Path) -> Mapping[str, 
         "pairs as gold orders them": fmean(map(in_gold_order, lines)),
         "chosen": moved[:, 0].mean(1).tolist(),
         "rejected": moved[:, 1].mean(1).tolist(),
+        "chosen, its end": fmean(ends),
+        "chosen, the rest": float(moved[-1, 0].mean()) - fmean(ends),
         "both fell": float((moved[-1] < 0).all(0).double().mean()),
         "chosen fell": float((moved[-1, 0] < 0).double().mean()),
         "win rate": win_rate(said, before, seed).value,
@@ -66,7 +70,7 @@ def measure(given: Mapping[str, Any], seed: int, scratch: Path) -> Mapping[str, 
             "pairs": lines,
             "start": along[0].tolist(),
             "moved": moved.tolist(),
-            **credit(after, model, rows, given),
+            **told,
         },
     }
 
@@ -121,6 +125,8 @@ def read(cells: Cells) -> list[Figure]:
         rise("win rate, β = 0.1", half, column(usual, "win rate")),
         rise("win rate, β = 1", half, column(cells["β = 1"], "win rate")),
         rise("log π(chosen) - log π_ref(chosen)", zero, ends["chosen"], down=True),
+        rise("of it, the end of the answer", zero, column(usual, "chosen, its end"), down=True),
+        rise("of it, all tokens before", zero, column(usual, "chosen, the rest"), down=True),
         rise("log π(rejected) - log π_ref(rejected)", zero, ends["rejected"], down=True),
         rise("share of chosen answers that fell", half, column(usual, "chosen fell")),
         rise("tokens per answer, after - before", zero, column(usual, "longer by")),
