@@ -51,6 +51,7 @@ STUDIES = (
     "length_confounded",
     "likelihood",
     "longer_answers",
+    "next_token",
     "one_loss",
     "online_rounds",
     "over_optimisation",
