@@ -52,7 +52,7 @@ class Bender extends Widget {
     this.pol = tau === 1 ? plain : num.softmax(plain.map((v) => Math.log(v)), tau);
     this.ref = fits(q) ? q : at.base;
     const bend = tab === "bend";
-    this.bars.hidden = !bend; this.clouds.hidden = bend; this.way.hidden = !bend; this.n.hidden = bend; this.again.hidden = bend;
+    for (const [element, on] of [[this.bars, bend], [this.clouds, !bend], [this.way, bend], [this.n, !bend], [this.again, !bend]]) element.style.display = on ? "" : "none";
     const text = `After “${at.text.replaceAll("\n", " ↵ ")}”: the base (grey) and the same model fine-tuned (green)`;
     if (this.text.textContent !== text) this.text.textContent = text;
     if (bend) { this.drawBars(at.tokens); this.drawSums() } else this.drawClouds();
@@ -86,13 +86,13 @@ class Bender extends Widget {
     const { way } = this.state, p = this.pol, q = this.ref, plot = this.sums;
     const rows = [["H(π)", num.entropy(p), num.kl(p, q), "pol", "reverse"], ["H(ref)", num.entropy(q), num.kl(q, p), "rf", "forward"]];
     const reach = Math.max(1, ...rows.map(([, h, d]) => h + Math.min(d, 4))) * 1.08;
-    plot.begin({ x: { min: 0, max: reach, label: "nats" }, y: { min: 0, max: 2, hide: true } });
+    plot.begin({ x: { min: 0, max: reach, label: "nats; the whole bar is the cross-entropy" }, y: { min: 0, max: 2, hide: true } });
     for (const [i, [name, h, d, role, key]] of rows.entries()) {
       const y = plot.py(1.5 - i), a = plot.px(0), b = plot.px(h), c = plot.px(Math.min(h + d, reach));
-      plot.mark(`n${i}`, "text", plot.front, { class: "pt-label ink-ink", x: a - 8, y: y + 4, "text-anchor": "end" }).textContent = i ? "expect ref" : "expect π";
+      plot.mark(`n${i}`, "text", plot.front, { class: "pt-label ink-ink", x: a - 8, y: y + 4, "text-anchor": "end" }).textContent = i ? "ref speaks" : "π speaks";
       plot.mark(`h${i}`, "rect", plot.inside, { class: `pt-bar ${role}`, x: a, y: y - 9, width: Math.max(0, b - a), height: 18 });
       plot.mark(`d${i}`, "rect", plot.inside, { class: "pt-bar kl", x: b, y: y - 9, width: Math.max(0, c - b), height: 18, opacity: key === way ? 1 : .45 });
-      plot.text(`t${i}`, 0, 1.5 - i, `${name} ${said(h, 2)} + KL ${said(d, 2)} = cross-entropy ${said(h + d, 2)}`, { dy: -15, role: key === way ? "ink" : "quiet" });
+      plot.text(`t${i}`, 0, 1.5 - i, `${name} ${said(h, 2)} + KL ${said(d, 2)} = ${said(h + d, 2)}`, { dy: -15, role: key === way ? "ink" : "quiet" });
     }
     plot.end();
   }
