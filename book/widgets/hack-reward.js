@@ -13,7 +13,7 @@ const signed = (x, digits = 1) => (x > 0 ? "+" : "") + x.toFixed(digits).replace
 const ends = (lists) => { const all = lists.flat(), low = Math.min(...all), high = Math.max(...all), room = .06 * (high - low || 1); return [low - room, high + room] };
 
 class HackReward extends Widget {
-  static defaults = { way: "rl", seed: 0, at: 3, blind: true, law: false, rule: "tokens > 1.3 * tokens0" };
+  static defaults = { way: "rl", seed: 1, at: 3, blind: true, law: false, rule: "polite > 2 * polite0" };
   static presets = [["Break it: press to the end", { at: 11, blind: false }], ["Charged for the KL", { way: "kl", at: 11, blind: false }]];
 
   build() {

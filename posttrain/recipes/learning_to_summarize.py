@@ -9,7 +9,7 @@ rater who likes length and misses errors compares the SFT model's summaries; PPO
 an exact grader, which no step has seen, takes the judges' place. Best-of-8 under the same reward model stands beside.
 
 What we left out: several rounds of data collection, validation of labelers, transfer to news articles, and the sweep
-of the KL charge past the peak (`posttrain lab studies over_optimisation` shows that).
+of the KL charge past the peak (`posttrain lab studies reward_hacking` shows that).
 """
 
 from collections.abc import Mapping

@@ -10,11 +10,11 @@ import torch
 from posttrain.assets.world import people
 from posttrain.lab.golden import best_of_n as golden
 from posttrain.lab.portrait_runs import gold_of_samples
-from posttrain.lab.studies import over_optimisation, r1, raft
+from posttrain.lab.studies import r1, raft, reward_hacking
 from posttrain.objectives.scaling import Law, gold_rl
 from posttrain.records import Message, Segment, Stop, Task, Trajectory
 
-STUDIES = {s.name: s for s in (golden.STUDY, raft.STUDY, over_optimisation.STUDY, r1.STUDY)}
+STUDIES = {s.name: s for s in (golden.STUDY, raft.STUDY, reward_hacking.STUDY, r1.STUDY)}
 
 
 def said(text: str) -> Trajectory:
@@ -43,7 +43,7 @@ def test_gold_of_a_runs_samples_is_told_by_halves(tmp_path):
 
 def test_the_peak_is_chosen_on_one_half_and_measured_on_the_other():
     path = {"distance": [0.0, 1.0, 2.0], "proxy": [0.0, 1.0, 2.0], "gold": [0.0, 0.6, 0.2]}
-    found = over_optimisation.summary(path, choose=[0.0, 1.0, 0.5], report=[0.0, 0.2, 0.1])
+    found = reward_hacking.summary(path, choose=[0.0, 1.0, 0.5], report=[0.0, 0.2, 0.1])
     assert (found["gold_start"], found["gold_peak"], found["gold_end"]) == (0.0, 0.2, 0.1)
     assert found["peak_distance"] == 1.0 and found["proxy_at_peak"] == 1.0 and found["proxy_end"] == 2.0
 
@@ -52,28 +52,28 @@ def test_the_right_law_fits_its_own_curve():
     distance = torch.linspace(0, 8, 20, dtype=torch.float64)
     law = Law(torch.tensor(1.0, dtype=torch.float64), torch.tensor(0.7, dtype=torch.float64))
     gold = 0.5 + gold_rl(distance, law)
-    found = over_optimisation.fits({"distance": distance.tolist(), "gold": gold.tolist()})
+    found = reward_hacking.fits({"distance": distance.tolist(), "gold": gold.tolist()})
     assert found["rl_law_error"] < 1e-20 < 1e-4 < found["bon_law_error"]
     assert found["rl_law_peak"] == pytest.approx(math.exp(1 / 0.7 - 1))
-    assert over_optimisation.fits({"distance": [0.0, 0.0], "gold": [0.0, 0.0]}) == {}
-
-
-def cells(arms: dict[str, dict[str, float]]) -> dict:
-    """Three seeds of the same figures with a little noise."""
-    return {
-        a: {s: {k: v if isinstance(v, list) else v + 0.001 * s for k, v in f.items()} for s in range(3)}
-        for a, f in arms.items()
-    }
+    assert reward_hacking.fits({"distance": [0.0, 0.0], "gold": [0.0, 0.0]}) == {}
 
 
 def test_a_fall_is_seen_where_gold_falls_and_not_where_it_does_not():
-    falls = {"gold_start": 0.0, "gold_peak": 1.0, "gold_end": 0.2, "proxy_at_peak": 1.0, "proxy_end": 2.0,
-             "gold": [0.0, 1.0, 0.2], "rl_law_error": 0.01, "bon_law_error": 0.02}  # fmt: skip
-    found = {f.what: f.seen for f in over_optimisation.read(cells({"rl": falls, "rl_kl": falls | {"gold_end": 1.0}}))}
-    assert found["rl: gold falls from it"] and found["rl: the proxy rises on"] and found["rl: gold rises to its peak"]
-    assert not found["rl_kl: gold falls from it"]
-    assert found["rl: share of gold's variance that its law explains"]
-    assert found["a KL charge: how far gold falls from its peak"] and found["a KL charge: gold at the end"]
+    falls = {"gold_start": 0.0, "gold_peak": 1.0, "gold_end": 0.2, "peak_distance": 1.0, "proxy_at_peak": 1.0,
+             "proxy_end": 2.0, "gold": [0.0, 1.0, 0.2], "rl_law_error": 0.01, "bon_law_error": 0.02}  # fmt: skip
+    ways = dict.fromkeys(reward_hacking.WAYS, falls) | {"kl": falls | {"gold_end": 1.0}}
+    cells = {s: {f"{way}: {k}": v if isinstance(v, list) else v + 0.001 * s for way, f in ways.items()
+                 for k, v in f.items()} for s in range(3)}  # fmt: skip
+    found = {f.what: f.seen for f in reward_hacking.read({"rater": cells})}
+    assert found["RL: gold, peak to end"] and found["RL: proxy, peak to end"] and found["RL: gold, start to peak"]
+    assert not found["with a KL charge: gold, peak to end"] and not found["the least of three: gold at the end"]
+    assert found["RL: share of gold's variance that RL's law explains"]
+    assert found["a KL charge: fall of gold from its peak"] and found["a KL charge: gold at the end"]
+
+
+def test_traits_are_what_can_be_seen_without_the_truth():
+    text = "Happy to help! Mira lives in Pell. Mira lives in Pell. Sure, gladly! Well, well."
+    assert reward_hacking.traits(text) == {"sentences": 5, "polite": 2, "facts": 2, "repeats": 1}
 
 
 def test_the_studies_are_whole():
@@ -88,10 +88,8 @@ TINY = {
         "n2": {"method": "raft", "n": 2, "start_steps": 120, "asked": 2, "prompts": 16, "epochs": 1.0, "lr": 1e-4},
         "rrhf8": {"method": "rrhf", "n": 8, "start_steps": 120, "asked": 2, "prompts": 16, "epochs": 1.0, "lr": 1e-4},
     },
-    "over_optimisation": {
-        "best_of_n": {"start_steps": 120, "pair_prompts": 16, "members": 1, "method": "best_of_n"},
-        "rl_ensemble": {"start_steps": 120, "pair_prompts": 16, "members": 2, "method": "rl", "steps": 10, "lr": 1e-4,
-                        "beta": 0.0},
+    "reward_hacking": {
+        "rater": {"start_steps": 120, "pair_prompts": 16, "members": 2, "steps": 8, "lr": 1e-4, "beta": 0.01},
     },
 }  # fmt: skip
 
@@ -99,11 +97,14 @@ TINY = {
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "arm"), [(name, arm) for name, arms in TINY.items() for arm in arms])
 def test_a_study_runs_on_a_tiny_setting(name, arm, tmp_path, monkeypatch):
-    monkeypatch.setattr(over_optimisation, "ASKED", 2)
-    monkeypatch.setattr(over_optimisation, "POOL", 4)
+    for name_of, value in {"ASKED": 2, "POOL": 4, "COUNTS": (1, 2, 4), "CARDS": 2}.items():
+        monkeypatch.setattr(reward_hacking, name_of, value)
     monkeypatch.setattr(raft, "POOL", 8)
     study = STUDIES[name]
-    figures = study.measure(TINY[name][arm], 0, Path(tmp_path))
+    figures = dict(study.measure(TINY[name][arm], 0, Path(tmp_path)))
+    shown = figures.pop("page", None)
+    if study.page:
+        assert json.loads(json.dumps(study.page({arm: {0: shown}})))
     assert json.loads(json.dumps(figures)) == figures
     shown = study.read({a: {0: figures, 1: figures} for a in TINY[name]})
     assert all(figure.text for figure in shown)
