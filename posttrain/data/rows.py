@@ -251,8 +251,8 @@ def _rendered(data: Data, kind: Kind, make) -> tuple[list, list, list[str]]:
         train, held = rows[:cut], rows[cut:]
     if not train:
         raise DataError(
-            f"{data.path}: no row is left to train on ({len(notes)} left out, {len(held)} held out). "
-            + (f"The first: {notes[0]}" if notes else "Lower data.eval_rows.")
+            f"{data.path}: no row is left to train on ({len(notes)} left out, {len(held)} held out)"
+            + (f". The first: {notes[0]}" if notes else "")
         )
     return train, held, notes
 

@@ -83,10 +83,10 @@ def test_every_row_is_too_long(tmp_path):
         toy.run(sft, config(tmp_path, data=replace(data, on_bad_row="skip")), tmp_path / "all")
 
 
-def test_all_rows_held_out(tmp_path):
+def test_a_file_too_small_for_what_is_held_out_gives_a_fifth_and_says_so(tmp_path, capsys):
     cfg = config(tmp_path)
-    with pytest.raises(DataError, match="no row is left to train on .*Lower data.eval_rows"):
-        toy.run(sft, replace(cfg, data=replace(cfg.data, eval_rows=8)), tmp_path / "run")
+    toy.run(sft, replace(cfg, data=replace(cfg.data, eval_rows=8), steps=2), tmp_path / "run")
+    assert "7 rows of" in (said := capsys.readouterr().err) and "1 held out (a fifth: 8 are too many to spare)" in said
 
 
 def test_a_length_beyond_the_context(tmp_path):

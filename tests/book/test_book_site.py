@@ -211,7 +211,7 @@ def test_no_file_of_the_site_loads_from_elsewhere(whole):
 
 def test_the_reference_leads_back_to_the_text(whole):
     page = (whole / "api/posttrain.objectives.kl.html").read_text()
-    assert 'href="../sections/02-from-next-token.html#eq-k3">equation 02.2</a>' in page
+    assert re.search(r'href="../sections/02-from-next-token.html#eq-k3">equation 02\.\d+</a>', page)
     index = (whole / "index.html").read_text()
     assert len(re.findall(r'<tr data-section="\d\d">', index)) == 27 and "not yet written" in index
 
