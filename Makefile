@@ -4,7 +4,7 @@ ENV := .venv
 BIN := $(ENV)/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt
 
-.PHONY: demo book book-check test test-slow oracles docs-check mutants packaging base bench bench-gpu bench-check golden studies labs wheel lint clean
+.PHONY: demo book book-check book-pictures test test-slow oracles docs-check mutants packaging base bench bench-gpu bench-check golden studies labs wheel lint clean
 
 demo: $(ENV)/.installed                   ## the whole pipeline on the embedded base
 	$(BIN)/posttrain demo
@@ -52,6 +52,9 @@ book: $(ENV)/.installed-dev               ## the book as a site in posttrain/sit
 
 book-check: book                          ## every page in a browser; pictures in build/book-check; PAGES="sections/16" picks
 	$(BIN)/python -m book.check posttrain/site $(PAGES)
+
+book-pictures: book                       ## the same for the pages that are written by hand, and no speed is wrong
+	$(BIN)/python -m book.check posttrain/site --untimed index sections glossary notation methods bibliography
 
 wheel: book                               ## dist/*.whl, the built book in it
 	rm -rf build dist
