@@ -46,6 +46,20 @@ export function moments(p, values) {
   return { mean, std: Math.sqrt(sum(p.map((v, i) => v > 0 ? v * (values[i] - mean) ** 2 : 0))) };
 }
 
+/** A distribution over 1 ... n with one peak, ∝ exp(-((x - mean) / width)² / 2). @param {number} n @param {number} mean @param {number} width */
+export const peak = (n, mean, width) => softmax(Array.from({ length: n }, (_, i) => -(((i + 1 - mean) / width) ** 2) / 2));
+
+/** Slope of the KL of such a peak π in its mean and in the logarithm of its width.
+ * @param {number[]} ref @param {number} mean @param {number} width @param {"reverse"|"forward"} way KL(π ‖ ref) or KL(ref ‖ π) */
+export function peakGradient(ref, mean, width, way) {
+  const pol = peak(ref.length, mean, width), z = pol.map((_, i) => (i + 1 - mean) / width);
+  return [z.map((v) => v / width), z.map((v) => v * v)].map((score) => {
+    const own = sum(pol.map((v, i) => v * score[i]));
+    if (way === "forward") return own - sum(ref.map((v, i) => v * score[i]));
+    return sum(pol.map((v, i) => v > 0 ? v * (score[i] - own) * Math.log(v / ref[i]) : 0));
+  });
+}
+
 /** The policy that KL-regularised reward maximisation ends in: ∝ reference · exp(reward / β), as log-probabilities.
  * @param {number[]} refLogits @param {number[]} reward @param {number} beta */
 export const tilted = (refLogits, reward, beta) => { const ref = logSoftmax(refLogits); return logSoftmax(ref.map((v, i) => v + reward[i] / beta)) };

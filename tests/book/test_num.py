@@ -65,6 +65,21 @@ def test_distributions(seed):
     close(js("tilted", x, y, 0.4), library_kl.tilted(double(x), double(y), 0.4))
 
 
+@pytest.mark.parametrize("mean, width", [(12.0, 1.5), (20.3, 7.0), (47.0, 20.0)])
+@pytest.mark.parametrize("way", ["reverse", "forward"])
+def test_a_peak_and_the_slope_of_its_kl(mean, width, way):
+    ref_logits = double(numbers(3, 48, 2.0))
+    ref = torch.softmax(ref_logits, 0).tolist()
+    at = double([mean, width]).requires_grad_()
+    logits = -(((torch.arange(1, 49) - at[0]) / at[1]) ** 2) / 2
+    close(js("peak", 48, mean, width), torch.softmax(logits, 0).detach())
+    kl = getattr(library_kl, f"{way}_kl")(logits, ref_logits)
+    pol = js("peak", 48, mean, width)
+    close(js("kl", *((pol, ref) if way == "reverse" else (ref, pol))), kl.detach())
+    (slope,) = torch.autograd.grad(kl, at)
+    close(js("peakGradient", ref, mean, width, way), slope * double([1.0, width]))
+
+
 @pytest.mark.parametrize("beta", [5.0, 0.4, 0.01])
 def test_the_tilt_of_samples(beta):
     reward, count = numbers(17, 300, 2.0), [1 + i % 4 for i in range(300)]
