@@ -40,7 +40,7 @@ class Leash extends Widget {
     this.stage.append(this.warn, this.steering, make("p", { class: "pt-title", text: "The five likeliest answers" }), this.list);
     this.rows();
     slider(this, "beta", { label: "Weight β of the leash", min: LOW, max: HIGH, log: true, role: "kl" });
-    choice(this, "run", { label: "Beside it, runs at β =", options: [["none", "none"], ...NAMES.map((n) => [n, n])] });
+    this.beside = choice(this, "run", { label: "Beside it, runs at β =", options: [["none", "none"], ...NAMES.map((n) => [n, n])] });
     toggle(this, "steer", { label: "Steer β to a KL" });
     slider(this, "target", { label: "Target KL", min: .2, max: 6, step: .1, role: "kl", more: true });
     slider(this, "horizon", { label: "Horizon of the controller, in answers", min: 64, max: 20000, log: true, more: true, text: (v) => String(Math.round(v)) });
@@ -96,6 +96,7 @@ class Leash extends Widget {
     this.drawPlane(now, runs);
     this.drawList(now);
     this.steering.hidden = !this.state.steer;
+    this.beside.style.display = this.state.steer ? "none" : "";  // the steered runs stand there then
     if (this.state.steer) this.drawTrace(now, runs);
     this.warn.textContent = now.effective < FEW ? `Only ${number(now.effective, 2)} effective samples of ${this.all}: from here on the bank says more about itself than about the policy.` : "";
   }
