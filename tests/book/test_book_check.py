@@ -65,7 +65,7 @@ def checked(running, folder: Path, body: str, monkeypatch) -> list[str]:
     monkeypatch.setattr(browser, "PATIENCE", 500)
     monkeypatch.setattr(rules, "MOVES", 20)
     with browser.served(folder) as address:
-        return check.check(running, address, "index.html")[1]
+        return check.check(running, address, "index.html", timed=True)[1]
 
 
 @pytest.mark.slow

@@ -52,6 +52,7 @@ export class Widget extends HTMLElement {
   lock() {
     const waits = this.hasAttribute("waiting"), held = this.querySelectorAll(".pt-lock");
     for (const control of held) control.inert = waits;
+    for (const preset of this.querySelectorAll(".pt-preset")) preset.inert = waits && held.length > 0;
     this.querySelector(".pt-wait")?.remove();
     if (waits && held.length) held[0].before(make("p", { class: "pt-wait" }, "First place your guess above, or ", make("button", { type: "button", text: "skip it", onclick: () => this.removeAttribute("waiting") })));
   }
@@ -152,7 +153,7 @@ export class Widget extends HTMLElement {
     this.live = make("p", { class: "pt-live", role: "status" });
     const foot = make("div", { class: "pt-foot" });
     for (const [label, state] of this.constructor.presets) {
-      foot.append(make("button", { type: "button", text: label, onclick: () => this.set({ ...structuredClone(this.first), ...structuredClone(state) }) }));
+      foot.append(make("button", { type: "button", class: "pt-preset", text: label, onclick: () => this.set({ ...structuredClone(this.first), ...structuredClone(state) }) }));
     }
     const copy = make("button", { type: "button", text: "Copy link", title: "Copy a link to this state", onclick: () => this.copy(copy) });
     foot.append(make("button", { type: "button", text: "Reset", onclick: () => this.reset() }), copy);
