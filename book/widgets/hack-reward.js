@@ -14,7 +14,12 @@ const ends = (lists) => { const all = lists.flat(), low = Math.min(...all), high
 
 class HackReward extends Widget {
   static defaults = { way: "rl", seed: 1, at: 3, blind: true, law: false, rule: "polite > 2 * polite0" };
-  static presets = [["Break it: press to the end", { at: 11, blind: false }], ["Charged for the KL", { way: "kl", at: 11, blind: false }]];
+  static presets = [["Break it: press to the end", { at: Infinity, blind: false }], ["Charged for the KL", { way: "kl", at: Infinity, blind: false }]];
+
+  set(change) {
+    super.set(change);
+    this.state.at = this.index();  // best-of-n has fewer points
+  }
 
   build() {
     this.upper = new Plot(this.stage, { label: "The proxy over the distance from the start", height: 170, left: 46, right: 74, bottom: 22 });
@@ -29,7 +34,7 @@ class HackReward extends Widget {
     slider(this, "seed", { label: "Run", min: 0, max: this.data.rl.length - 1, step: 1, more: true, text: (v) => `seed ${this.data.seeds[v]}` });
     toggle(this, "law", { label: "Gao’s law, fitted to this run", more: true });
     this.more.append(panel({ experiment: "pressure",
-      settings: () => ({ pressure: 5, beta: this.state.way === "kl" ? .1 : 0, steps: 40, seed: this.state.seed }),
+      settings: () => ({ pressure: 5, beta: this.state.way === "kl" ? .01 : 0, steps: 40, seed: this.state.seed }),
       begin: () => { this.fresh = { distance: [], proxy: [], gold: [], answers: [] }; this.set({ way: "rl", blind: false, at: 0 }) },
       step: (event) => this.grow(event) }));
   }
