@@ -145,7 +145,7 @@ class ResampleGroup extends Widget {
     p.line("reward", this.rewards.map((r, i) => [i + 1, r]), { role: "pol" });
     if (n) p.dots("last", [{ x: n, y: this.rewards.at(-1), role: "pol" }]);
     p.line("live", this.live.map((r, i) => [i + 1, r]), { role: "old" });
-    if (this.live.length) p.text("live", this.live.length, this.live.at(-1), "the library’s run, on its base", { role: "old", anchor: "end", dy: -8 });
+    if (this.live.length) p.text("live-name", this.live.length, this.live.at(-1), "the library’s run, on its base", { role: "old", anchor: "end", dy: -8 });
     p.end();
   }
 
