@@ -11,10 +11,8 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
-from posttrain import rng
 from posttrain.algorithms.onpolicy import (
     NEEDS,
-    Actor,
     begins_silent,
     charged,
     critic_demand,
@@ -29,39 +27,23 @@ from posttrain.algorithms.onpolicy import (
     with_values,
 )
 from posttrain.algorithms.policy_step import first_weights, members, policy_terms, with_logps
+from posttrain.algorithms.ptx import Ptx, Text, with_text
 from posttrain.algorithms.shaping import Shaping, first_scale, shaped
-from posttrain.batch import TokenBatch, collate, collate_groups, weigh
-from posttrain.data.rows import Data, Rows, demonstrations, pick, report, tasks
+from posttrain.batch import TokenBatch, collate_groups, weigh
+from posttrain.data.rows import Data, Rows, report, tasks
 from posttrain.errors import ConfigError
 from posttrain.models.load import load
 from posttrain.models.lora import Lora
 from posttrain.objectives.advantages.batch import whiten
-from posttrain.objectives.average import Average
 from posttrain.objectives.objective import Objective
 from posttrain.objectives.presets import PRESETS
 from posttrain.objectives.returns import explained_variance, gae
-from posttrain.objectives.supervised import cross_entropy
-from posttrain.records import Segment
 from posttrain.sample.base import SamplingParams
 from posttrain.train.demand import Demand, probe
 from posttrain.train.invariants import check_movement
 from posttrain.train.learner import Learner, Optim, Outputs, Part, Term
 from posttrain.train.metrics import Metrics, add
 from posttrain.train.run import MAY_CHANGE, Result, Run, RunConfig
-
-
-@dataclass(frozen=True, kw_only=True)
-class Ptx:
-    """Pre-training text in the policy's optimizer steps, against forgetting (PPO-ptx: Ouyang et al. 2022)."""
-
-    weight: float = 0.0
-    """Weight of the text's cross-entropy per token beside the policy's loss. 0: no text is read."""
-    data: Data = Data(path="builtin:corpus", kind="text", limit=4000)
-    """The text: as many documents per optimizer step as answers. `max_len` cuts them."""
-
-    def __post_init__(self):
-        if self.weight < 0:
-            raise ConfigError(f"weight = {self.weight}: a negative weight would unlearn the text; 0 turns it off")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,8 +140,13 @@ def plan(cfg: Config) -> str:
 
 
 def demand(cfg: Config, rows: Rows, model: nn.Module, critic: nn.Module) -> Demand:
-    """What the largest step needs: the longest prompt, under answers of full length."""
-    return critic_demand(cfg, rows, model, critic)
+    """What the largest step needs: the longest prompt, under answers of full length, or text as long as it may be."""
+    return with_text(critic_demand(cfg, rows, model, critic), cfg.ptx, answers_per_update(cfg))
+
+
+def answers_per_update(cfg: Config) -> int:
+    """Answers in an optimizer step."""
+    return max(1, cfg.prompts * cfg.group_size // cfg.minibatches)
 
 
 def train(cfg: Config, run: Run) -> Result:
@@ -170,7 +157,7 @@ def train(cfg: Config, run: Run) -> Result:
     actor = make_actor(cfg, run, updates, reference=cfg.objective.needs_reference)
     policy = actor.policy
     critic = Learner(make_critic(cfg), cfg.critic_optim, updates, tokenizer=actor.loaded.chat_tokenizer)
-    text = demonstrations(cfg.ptx.data, actor.loaded).train if cfg.ptx.weight else []
+    text = Text(cfg.ptx, answers_per_update(cfg), actor.loaded, run)
     parts = {"policy": policy, "critic": critic}
     start = first_weights(cfg.objective) | first_scale(cfg.shaping) | {"silent": 0, "best": None}
     state = run.load(parts, start)
@@ -205,7 +192,7 @@ def train(cfg: Config, run: Run) -> Result:
                     critic.drop_gradients()
                 if step >= cfg.warmup_steps and not begins_silent(policy, mini.advantage):
                     answers = Part(mini, loss, NEEDS, coupled=cfg.objective.coupled)
-                    metrics = add(metrics, policy.step(answers, *of_text(text, cfg, actor)))
+                    metrics = add(metrics, policy.step(answers, *text.part(step, policy.version)))
                     policy.drop_gradients()
             if cfg.stop_kl is not None and moved(policy, batch) > cfg.stop_kl:
                 break
@@ -225,17 +212,3 @@ def with_advantages(batch: TokenBatch, rewards: Tensor, cfg: Config) -> TokenBat
         advantage=whiten(advantage, batch.mask) if cfg.whiten else advantage,
         value_target=target,
     )
-
-
-def of_text(text: list[Segment], cfg: Config, actor: Actor) -> list[Part]:
-    """The text of the policy's next optimizer step as a part of it; none where there is no text."""
-    if not text:
-        return []
-    n = max(1, cfg.prompts * cfg.group_size // cfg.minibatches)
-    segments = pick(text, actor.policy.version, n, rng.fold(cfg.run.seed, "ptx"))
-
-    def loss(out: Outputs, b: TokenBatch) -> tuple[list[Term], Metrics]:
-        value, metrics = cross_entropy(out.logp, b.mask)
-        return [Term("ptx", value, cfg.ptx.weight * b.weights["token"])], {"ptx_nll": metrics["nll"]}
-
-    return [Part(weigh(collate(segments, pad_id=actor.loaded.tokenizer.pad_id), Average("token")), loss)]

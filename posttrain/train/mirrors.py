@@ -2,7 +2,7 @@
 
 `run.mirror` names them. A mirror gets every metric of every step under its own name, and the config as text. One that
 fails is left out with a note (`sinks.py`). Where a run resumes, TensorBoard forgets the steps that are done again; the
-others show them twice.
+others cannot, and are not sent them again (`Sent`). What a killed process had not yet sent is then only in the run.
 """
 
 import os
@@ -63,12 +63,29 @@ class TensorBoard:
         self._writer.close()
 
 
+class Sent:
+    """The last step that a mirror was sent, in a small file of the run's folder: steps done again equal the first."""
+
+    def __init__(self, folder: Path, name: str, done: int):
+        self._path = folder / f"{name}.sent"
+        self._last = int(self._path.read_text()) if done and self._path.exists() else -1
+
+    def is_new(self, step: int) -> bool:
+        """Whether the step is to be sent; from here on it counts as sent."""
+        if step <= self._last:
+            return False
+        self._last = step
+        self._path.write_text(f"{step}\n")
+        return True
+
+
 class Trackio:
     """The local database of trackio: `trackio show --project posttrain`."""
 
     def __init__(self, folder: Path, settings: str, done: int):
         import trackio
 
+        self._sent = Sent(folder, "trackio", done)
         self._run = trackio.init(
             project=PROJECT,
             name=title(folder),
@@ -80,8 +97,9 @@ class Trackio:
         )
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
-        """One row."""
-        self._run.log(dict(values), step=step)
+        """One row, once."""
+        if self._sent.is_new(step):
+            self._run.log(dict(values), step=step)
 
     def close(self) -> None:
         """Wait until the rows are stored."""
@@ -89,12 +107,20 @@ class Trackio:
 
 
 class Wandb:
-    """Weights & Biases. Offline, with files in the run's folder for `wandb sync`, unless WANDB_MODE says otherwise."""
+    """Weights & Biases. Offline, with files in the run's folder for `wandb sync`, unless WANDB_MODE says otherwise.
+
+    A resumed run goes on under its first id. Offline each part has a folder of its own: `wandb sync --append` joins
+    them.
+    """
 
     def __init__(self, folder: Path, settings: str, done: int):
         import wandb
 
+        self._sent = Sent(folder, "wandb", done)
+        parts = sorted((folder / "wandb").glob("*run-*-*")) if done else []  # [offline-]run-DATE-ID
         self._run = wandb.init(
+            id=parts[0].name.rpartition("-")[2] if parts else None,
+            resume="allow" if parts else None,
             project=PROJECT,
             name=title(folder),
             config={"config": settings},
@@ -105,8 +131,9 @@ class Wandb:
         )
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
-        """One row."""
-        self._run.log(dict(values), step=step)
+        """One row, once."""
+        if self._sent.is_new(step):
+            self._run.log(dict(values), step=step)
 
     def close(self) -> None:
         """Finish the run's files."""

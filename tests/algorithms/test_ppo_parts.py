@@ -1,6 +1,7 @@
 """What PPO may have besides its two losses: text beside answers, a scale for scores, a price on missing ends, a reward
 model, an early stop, a tie with a target; and that one model's gradients are gone when the other's turn comes."""
 
+import json
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +13,7 @@ from algorithms import test_reward_model, toy
 from algorithms.test_ppo import config
 from algorithms.test_reinforce import batch
 from posttrain.algorithms import onpolicy, ppo, reward_model
+from posttrain.algorithms.plan import demand, rows_of
 from posttrain.algorithms.ppo import Ptx
 from posttrain.algorithms.shaping import Shaping, first_scale, shaped, was_cut
 from posttrain.chat.render import render
@@ -27,6 +29,7 @@ from posttrain.records import Group, Message, Score, Segment, Stop, Task, Trajec
 from posttrain.rewards.base import score
 from posttrain.rewards.model import segment
 from posttrain.rewards.resolve import rewards_for
+from posttrain.train.demand import peak
 from posttrain.train.learner import Learner
 
 TASK = Task("t", (Message("user", "a"),))
@@ -240,6 +243,23 @@ def test_text_is_a_second_part_of_the_same_step(tmp_path, monkeypatch):
     assert float(found["loss"][0]) == pytest.approx(surrogate + 3.0 * float(nll), rel=1e-4) and float(nll) > 2
     first, second = (p[1][1].batch.tokens for p in (parts[1], parts[3]))
     assert not torch.equal(first, second)  # other documents in the next step
+
+
+def test_text_is_among_the_rows_that_a_run_took(tmp_path):
+    """`runs diff` compares what rows.jsonl holds: of each step the prompts, then the documents of four updates."""
+    cfg = config(tmp_path, steps=2, ptx=Ptx(weight=1.0, data=text(tmp_path)))
+    toy.run(ppo, cfg, tmp_path / "run")
+    lines = [json.loads(line) for line in (tmp_path / "run/rows.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [0] * 5 + [1] * 5
+    assert [len(line["rows"]) for line in lines[:5]] == [cfg.prompts] + [16] * 4
+    assert lines[1]["rows"] != lines[2]["rows"]
+
+
+def test_a_plan_counts_text_that_is_longer_than_the_answers(tmp_path):
+    cfg = config(tmp_path)
+    short, long = (replace(cfg, ptx=Ptx(weight=1.0, data=replace(text(tmp_path), max_len=n))) for n in (2, 60))
+    without, little, much = (peak(demand(c, rows_of(c))).total for c in (cfg, short, long))
+    assert without == little < much
 
 
 def test_text_is_learned_beside_the_answers(tmp_path):

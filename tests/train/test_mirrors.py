@@ -39,13 +39,7 @@ def test_tensorboard_forgets_the_steps_that_a_resumed_run_does_again(tmp_path):
     pytest.importorskip("tensorboard", reason='pip install "posttrain[tensorboard]"')
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    def stop(step):
-        if step == 5:
-            raise RuntimeError("killed")
-
-    with pytest.raises(RuntimeError):
-        train(tmp_path, mirrored("tensorboard"), after_log=stop)
-    train(tmp_path, mirrored("tensorboard"))
+    killed_then_resumed(tmp_path, "tensorboard")
     found = EventAccumulator(str(tmp_path / "tensorboard"), size_guidance={"scalars": 0})
     found.Reload()
     assert [e.step for e in found.Scalars("loss")] == list(range(6))
@@ -64,6 +58,30 @@ def test_trackio(tmp_path, monkeypatch):
     assert [(row["step"], row["loss"]) for row in rows] == logged(folder, "loss")
 
 
+def test_trackio_is_sent_a_step_once_by_a_run_that_was_killed(tmp_path, monkeypatch):
+    pytest.importorskip("trackio", reason='pip install "posttrain[trackio]"')
+    import trackio.utils
+    from trackio.sqlite_storage import SQLiteStorage
+
+    monkeypatch.setattr(trackio.utils, "TRACKIO_DIR", tmp_path / "trackio", raising=False)
+    monkeypatch.setattr("trackio.sqlite_storage.TRACKIO_DIR", tmp_path / "trackio", raising=False)
+    killed_then_resumed(tmp_path / "killed", "trackio")
+    rows = SQLiteStorage.get_logs(mirrors.PROJECT, "killed")
+    assert sorted((row["step"], row["loss"]) for row in rows) == logged(tmp_path / "killed", "loss")
+
+
+def killed_then_resumed(folder, name):
+    """Six steps in two processes: the first ends after step 5 was logged, and the second begins with step 4 again."""
+
+    def stop(step):
+        if step == 5:
+            raise RuntimeError("killed")
+
+    with pytest.raises(RuntimeError):
+        train(folder, mirrored(name), after_log=stop)
+    train(folder, mirrored(name))
+
+
 def test_wandb_offline(tmp_path, monkeypatch):
     pytest.importorskip("wandb", reason='pip install "posttrain[wandb]"')
     monkeypatch.setenv("WANDB_MODE", "offline")
@@ -71,6 +89,22 @@ def test_wandb_offline(tmp_path, monkeypatch):
     (written,) = (tmp_path / "r" / "wandb").glob("offline-run-*/run-*.wandb")
     assert written.stat().st_size > 0
     assert "mirror wandb failed" not in (tmp_path / "r" / "log.txt").read_text()
+
+
+def test_a_wandb_run_that_was_killed_goes_on_under_its_id(tmp_path, monkeypatch):
+    wandb = pytest.importorskip("wandb", reason='pip install "posttrain[wandb]"')
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    sent, init = [], wandb.init
+
+    def spied(**kwargs):
+        run = init(**kwargs)
+        monkeypatch.setattr(run, "log", lambda values, step: sent.append((step, run.id)))
+        return run
+
+    monkeypatch.setattr(wandb, "init", spied)
+    killed_then_resumed(tmp_path / "r", "wandb")
+    assert [step for step, _ in sent] == list(range(6))
+    assert len({name for _, name in sent}) == 1
 
 
 class Failing:
