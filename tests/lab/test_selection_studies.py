@@ -85,8 +85,10 @@ def test_the_studies_are_whole():
 TINY = {
     "best_of_n": {"raft": {"rounds": 1, "steps": 1, "lr": 5e-4}},
     "raft": {
-        "n2": {"method": "raft", "n": 2, "start_steps": 120, "asked": 2, "prompts": 16, "epochs": 1.0, "lr": 1e-4},
-        "rrhf8": {"method": "rrhf", "n": 8, "start_steps": 120, "asked": 2, "prompts": 16, "epochs": 1.0, "lr": 1e-4},
+        "n8": {"method": "raft", "n": 2, "start_steps": 120, "asked": 2, "prompts": 16, "epochs": 1.0, "lr": 1e-4},
+        "rrhf8 1e-4": {
+            "method": "rrhf", "n": 8, "start_steps": 120, "asked": 2, "prompts": 16, "epochs": 1.0, "lr": 1e-4
+        },  # fmt: skip
     },
     "reward_hacking": {
         "rater": {"start_steps": 120, "pair_prompts": 16, "members": 2, "steps": 8, "lr": 1e-4, "beta": 0.01},
