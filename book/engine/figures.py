@@ -52,32 +52,33 @@ def interval_of(figure: dict[str, Any]) -> tuple[float, float]:
 
 
 def intervals(figures: list[dict[str, Any]]) -> str:
-    """One line per figure: where it began, where it ended, and the interval over seeds."""
+    """One line per figure: where it began, where it ended, and the interval over seeds. As wide as the page allows.
+
+    Names are text beside the lines, or above them on a phone; places are shares of the width, so nothing is scaled.
+    """
     ends = [interval_of(f) for f in figures]
     values = [
         x for f, (a, b) in zip(figures, ends, strict=True) for x in (f["before"], f["after"], a, b) if math.isfinite(x)
     ]
     low, high = min(values), max(values)
-    low, high = low - 0.04 * (high - low), high + 0.04 * (high - low)
-    left, height = 196, 34 * len(figures) + 40
-    at = lambda x: left + (min(max(x, low), high) - low) / (high - low or 1) * (_WIDTH - left - 20)  # noqa: E731
-    parts = [
-        f'<line class="grid" x1="{at(t):.1f}" x2="{at(t):.1f}" y1="8" y2="{height - 30}"/>'
-        f'<text x="{at(t):.1f}" y="{height - 10}" text-anchor="middle">{shown(t)}</text>'
-        for t in ticks(low, high)
+    low, high = low - 0.05 * (high - low), high + 0.05 * (high - low)
+    at = lambda x: f"{100 * (min(max(x, low), high) - low) / (high - low or 1):.2f}%"  # noqa: E731
+    marks = ticks(low, high)
+    grid = "".join(f'<line class="grid" x1="{at(t)}" x2="{at(t)}" y1="0" y2="100%"/>' for t in marks)
+    rows = [
+        f"<span>{esc(f['what'])}</span><svg>{grid}"
+        f'<circle class="start" cx="{at(f["before"])}" cy="50%" r="4.5"/>'
+        f'<line class="pol" x1="{at(a)}" x2="{at(b)}" y1="50%" y2="50%"/>'
+        f'<circle class="fill-pol" cx="{at(f["after"])}" cy="50%" r="5"/></svg>'
+        for f, (a, b) in zip(figures, ends, strict=True)
     ]
-    for i, (f, (a, b)) in enumerate(zip(figures, ends, strict=True)):
-        y = 26 + 34 * i
-        parts.append(f'<text x="0" y="{y + 4}">{esc(f["what"])}</text>'
-                     f'<circle class="start" cx="{at(f["before"]):.1f}" cy="{y}" r="4.5"/>'
-                     f'<line class="pol" x1="{at(a):.1f}" x2="{at(b):.1f}" y1="{y}" y2="{y}"/>'
-                     f'<circle class="fill-pol" cx="{at(f["after"]):.1f}" cy="{y}" r="5"/>')  # fmt: skip
-    return svg(parts, height, "wide")
+    scale = "".join(f'<text x="{at(t)}" y="14" text-anchor="middle">{shown(t)}</text>' for t in marks)
+    return f'<div class="intervals" aria-hidden="true">{"".join(rows)}<svg class="scale">{scale}</svg></div>'
 
 
-def svg(parts: list[str], height: float, kind: str = "") -> str:
+def svg(parts: list[str], height: float) -> str:
     """The drawing; its words are in the caption and the table of numbers."""
-    return f'<div class="drawing {kind}"><svg viewBox="0 0 {_WIDTH} {height}" aria-hidden="true">{"".join(parts)}</svg></div>'
+    return f'<div class="drawing"><svg viewBox="0 0 {_WIDTH} {height}" aria-hidden="true">{"".join(parts)}</svg></div>'
 
 
 def curves(
@@ -120,7 +121,7 @@ def curves(
                   for run, kind in drawn]  # fmt: skip
         rows.append((name, mean))
     for name in order:
-        y = max(py(fmean(run[-1] for run in lines[name])), (free[-1] + 17) if free else 0)
+        y = max(py(fmean(run[-1] for run in lines[name])), (free[-1] + 22) if free else 0)
         free.append(y)
         role = roles[list(lines).index(name) % len(roles)]
         parts.append(f'<text class="ink-{role}" x="{_WIDTH - _RIGHT + 8}" y="{y + 4:.1f}">{esc(name)}</text>')

@@ -24,6 +24,8 @@ LAYOUT = frozenset(
     subset ll gg top vee wedge ell""".split()
 )
 _COMMAND = re.compile(r"\\([A-Za-z]+)")
+MARKS = r"[,.;:!?)’”]+"
+"""What never begins a line: a browser would put it there after a formula."""
 
 
 @cache
@@ -82,9 +84,26 @@ def checked(env, docname: str, tex: str, line: int | None = None, display: bool 
 
 
 def check_page(app: Sphinx, tree: nodes.document) -> None:
-    """Typeset every formula once while pages are read, so that problems show there."""
+    """Typeset every formula once while pages are read, so that problems show there; tie marks to those before them."""
     for node in [*tree.findall(nodes.math), *tree.findall(nodes.math_block)]:
         checked(app.env, app.env.docname, node.astext(), node.line, isinstance(node, nodes.math_block))
+    for node in list(tree.findall(nodes.math)):
+        _hold(node)
+
+
+def is_short(tex: str) -> bool:
+    """Whether a formula fits on any line; a longer one may be broken over lines itself."""
+    return len(tex) <= 40
+
+
+def _hold(node: nodes.math) -> None:
+    """Put a short formula and the marks after it into one span that is not broken."""
+    after = node.next_node(descend=False, siblings=True)
+    mark = re.match(MARKS, after) if isinstance(after, nodes.Text) else None
+    if mark and is_short(node.astext()):
+        after.parent.replace(after, nodes.Text(after[mark.end() :]))
+        node.parent.replace(node, held := nodes.inline(classes=["held"]))
+        held += [node, nodes.Text(mark[0])]
 
 
 def inline(translator, node) -> None:

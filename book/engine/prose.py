@@ -9,7 +9,7 @@ from docutils import nodes
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxRole
 
-from book.engine.maths import checked
+from book.engine.maths import MARKS, checked, is_short
 from book.engine.sources import esc, href, problem, slug, sources, used
 
 SILENT = (nodes.title, nodes.reference, nodes.literal, nodes.literal_block, nodes.math, nodes.math_block, nodes.raw,
@@ -28,15 +28,19 @@ class FormulaLink(nodes.inline):
 
 
 def markdown(env, docname: str, text: str) -> str:
-    """A small text as HTML: emphasis, code and formulas."""
+    """A small text as HTML: emphasis, code and formulas. A role in it is a problem of its page."""
     kept: list[str] = []
+    if role := re.search(r"\{\w+\}`[^`]*`", text):
+        problem(env, docname, f"{role[0]} stands where only emphasis, code and formulas can: {text[:60]}")
 
     def keep(found: re.Match) -> str:
-        made = checked(env, docname, found[1]) if found[1] else f"<code>{esc(found[2])}</code>"
+        made = checked(env, docname, found[1]) if found[1] else f"<code>{esc(found[3])}</code>"
+        if found[2]:
+            made = f'<span class="held">{made}{found[2]}</span>' if is_short(found[1]) else made + found[2]
         kept.append(made)
         return f"\0{len(kept) - 1}\0"
 
-    plain = esc(re.sub(r"\$([^$]+)\$|`([^`]+)`", keep, " ".join(text.split())))
+    plain = esc(re.sub(rf"\$([^$]+)\$({MARKS})?|`([^`]+)`", keep, " ".join(text.split())))
     plain = re.sub(r"\*([^*]+)\*", r"<em>\1</em>", plain)
     return re.sub(r"\0(\d+)\0", lambda m: kept[int(m[1])], plain)
 

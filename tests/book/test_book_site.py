@@ -104,6 +104,7 @@ def test_no_page_asks_another_host(tmp_path):
         (":::{widget} nothing\n:::", "there is no widgets/nothing.js"),
         (":::{derive} A\n::::{answer}\nb\n::::\n:::", "needs fewer colons than its 3"),
         (":::{derive} A\nb\n:::\n\n:::\n", "end no block that is open"),
+        (":::{predict} In {formula}`k3`?\n- a\n:::", "stands where only emphasis, code and formulas can"),
         (":::{predict} How many?\n:kind: place\n:axis: 0 1\n:::", "place and draw need axis and truth"),
         (":::{predict} How many?\n:kind: draw\n:axis: 0 1\n:truth: no_such_run | a | b\n:::", "has no digest"),
     ],
@@ -171,6 +172,13 @@ def test_the_interval_is_around_where_it_ended():
     assert interval_of({"before": 1.0, "after": 3.0, "low": 1.5, "high": 2.5}) == (2.5, 3.5)
     assert interval_of({"before": 1.0, "after": 0.2, "low": 0.1, "high": 0.3}) == (0.1, 0.3)
     assert ticks(0.0, 1.0) == [0.0, 0.2, 0.4, 0.6, 0.8, 1.0]
+
+
+def test_a_mark_after_a_short_formula_stays_on_its_line(tmp_path):
+    page = build(tmp_path, "With $\\KL{p}{q}$, and so on $r$ ends.\n\n:::{predict} Is $r = 1$?\n:answer: 1\n- Yes\n:::")
+    assert page.count('class="held"') == 2
+    assert re.search(r'class="held">.*?</span>,</span> and so on', page, re.S)
+    assert re.search(r'class="held">.*?</span>\?</span>', page, re.S)
 
 
 def test_search_reads_a_formula_once_and_no_source(tmp_path):
