@@ -139,7 +139,7 @@ class Contents(SphinxDirective):
                 note = f' <em class="state">{esc(state)}</em>' if state else ""
                 rows.append(f'<tr data-section="{s["number"]}"><td class="n">{s["number"]}</td><td>{title}{note}</td>'
                             f"<td>{esc(s['runs'])}</td></tr>")  # fmt: skip
-        head = '<thead><tr><td></td><th scope="col">Section</th><th scope="col">What runs</th></tr></thead>'
+        head = '<thead><tr><td></td><th scope="col">Section</th><th scope="col">What is in it</th></tr></thead>'
         return [raw(f'<table class="sections">{head}<tbody>{"".join(rows)}</tbody></table>')]
 
 

@@ -12,6 +12,7 @@ from typing import ClassVar
 from torch import nn
 
 from posttrain.algorithms.dynamic_sampling import draw, drawn_metrics
+from posttrain.algorithms.onpolicy import make_actor
 from posttrain.algorithms.policy_step import (
     check_gap,
     first_weights,
@@ -20,22 +21,21 @@ from posttrain.algorithms.policy_step import (
     next_weights,
     policy_terms,
 )
+from posttrain.algorithms.reference import Moving
 from posttrain.batch import TokenBatch, weigh
 from posttrain.data.rows import Data, Rows, report, tasks
 from posttrain.envs.rollout import rollout
 from posttrain.errors import ConfigError
 from posttrain.evals.run import evaluate
-from posttrain.models.load import frozen_start, load
+from posttrain.models.load import load
 from posttrain.models.lora import Lora
 from posttrain.objectives.objective import Objective
 from posttrain.objectives.presets import PRESETS
 from posttrain.records import Group, Task
 from posttrain.rewards.base import score
 from posttrain.rewards.form import Form, shaped
-from posttrain.rewards.resolve import rewards_for
 from posttrain.sample.base import SamplingParams
 from posttrain.sample.behind import BehindSampler, Rounding
-from posttrain.sample.torch import TorchSampler
 from posttrain.train.demand import Demand, Trained, probe, rollouts
 from posttrain.train.invariants import check_movement, watch_signal
 from posttrain.train.learner import Learner, Optim, Outputs, Part, Term
@@ -74,6 +74,8 @@ class Config:
     """Passes over each rollout."""
     minibatches: int = 1
     """Optimizer steps per pass, each on its share of the groups. More than one makes the ratio move away from 1."""
+    reference_every: int = 0
+    """Steps after which the policy as it is becomes the reference (DeepSeek-R1-Zero: 400). 0: it stays the start."""
     lag: int = 0
     """For study: samples come from the weights of so many steps ago."""
     rounding: Rounding = "none"
@@ -111,8 +113,9 @@ class Config:
         for name in ("prompts", "group_size", "draws", "steps", "epochs", "minibatches", "slots"):
             if getattr(self, name) < 1:
                 yield f"{name} = {getattr(self, name)} must be at least 1"
-        if self.lag < 0:
-            yield f"lag = {self.lag} must be 0 or more: nobody samples from weights that do not exist yet"
+        for name in ("reference_every", "lag"):
+            if getattr(self, name) < 0:
+                yield f"{name} = {getattr(self, name)} must be 0 or more: it counts steps"
         if self.minibatches > self.prompts:
             yield f"minibatches = {self.minibatches} cannot exceed prompts = {self.prompts}: groups stay whole"
         if self.form.overlong > self.sampling.max_tokens:
@@ -129,6 +132,9 @@ class Config:
         if o.needs_group and self.group_size < max(2, o.k or 0):
             yield (f'group_size = {self.group_size}: advantage "{o.advantage}" compares answers to one prompt, so it '
                    f"needs at least {max(2, o.k or 0)} (8 to 16 is usual)")  # fmt: skip
+        if self.reference_every and not o.needs_reference:
+            yield (f"reference_every = {self.reference_every}: this objective has no reference that could move. Set "
+                   'objective.kl.where to "loss" or "reward" with a beta, or reference_every = 0')  # fmt: skip
         if self.updates > 1 and not o.corrects_stale:
             yield (f'epochs = {self.epochs}, minibatches = {self.minibatches} with ratio = "none": after the '
                    'first update samples are stale, and nothing corrects it. Use 1, or ratio = "token"')  # fmt: skip
@@ -170,16 +176,13 @@ def train(cfg: Config, run: Run) -> Result:
     """Group-relative policy gradient. With `objective = GRPO`: Shao et al. 2024 (arXiv 2402.03300), Algorithm 1."""
     if run.finished:
         return run.result
-    loaded = load(cfg.model, template=cfg.template)
-    rows = tasks(cfg.data, loaded)
-    rewards = rewards_for(cfg.reward, rows.train)
+    actor = make_actor(cfg, run, cfg.steps * cfg.updates, reference=cfg.objective.needs_reference,
+                       moves=cfg.reference_every > 0)  # fmt: skip
+    loaded, rows, rewards, policy, reference, asked = actor  # evaluations ask the policy as it is
     params = replace(cfg.sampling, stop_ids=loaded.stop_ids)
-    model = loaded.adapted(cfg.lora, run.seed(0, "lora"))
-    policy = Learner(model, cfg.optim, cfg.steps * cfg.updates, tokenizer=loaded.chat_tokenizer)
-    reference = frozen_start(policy.model) if cfg.objective.needs_reference else None
-    asked = TorchSampler(policy.model, slots=cfg.slots)  # by evaluations: always the policy as it is
     sampler = BehindSampler(policy.model, slots=cfg.slots, lag=cfg.lag, rounding=cfg.rounding) if cfg.apart else asked
     parts = {"policy": policy} | ({"sampler": sampler} if cfg.apart else {})
+    parts |= {"reference": Moving(reference)} if cfg.reference_every else {}
     start = {"baseline": 0.0, "weight": 0.0, "silent": 0, "best": None, "cursor": 0}
     state = run.load(parts, first_weights(cfg.objective) | start)
     sampler.update(policy)
@@ -221,6 +224,8 @@ def train(cfg: Config, run: Run) -> Result:
             sampler.update(policy)
             if first and policy.version > 0:
                 run.check(step, *() if cfg.apart else (check_gap(metrics, cfg.optim),), policy.first)
+        if cfg.reference_every and (step + 1) % cfg.reference_every == 0:
+            parts["reference"].follow(policy.model)
         if rows.held and run.due(step, cfg.eval_every):
             metrics = add(metrics, evaluate(asked, rows.held, loaded, rewards, cfg.sampling.max_tokens))
         run.log(step, metrics)

@@ -16,7 +16,7 @@ from posttrain.data.rows import Rows, pick, tasks
 from posttrain.envs.rollout import rollout
 from posttrain.evals.run import evaluate
 from posttrain.models.heads import ScalarModel
-from posttrain.models.load import Loaded, frozen_start, load
+from posttrain.models.load import Loaded, frozen_copy, frozen_start, load
 from posttrain.objectives.kl import k1, k3, kl_estimate
 from posttrain.objectives.objective import Objective
 from posttrain.objectives.regularizers import Kl, next_beta
@@ -47,21 +47,22 @@ class Actor(NamedTuple):
     rewards: Rewards
     policy: Learner
     reference: nn.Module | None
-    """The policy as it was at the start, frozen."""
+    """The policy as it was at the start, or at a later step, frozen."""
     sampler: TorchSampler
 
 
-def make_actor(cfg: Any, run: Run, updates: int, *, reference: bool) -> Actor:
+def make_actor(cfg: Any, run: Run, updates: int, *, reference: bool, moves: bool = False) -> Actor:
     """The policy of a config, which has `model`, `template`, `data`, `reward`, `lora`, `optim` and `slots`.
 
-    updates: optimizer steps of the whole run. reference: whether a frozen copy is needed.
+    updates: optimizer steps of the whole run. reference: whether a frozen one is needed. moves: whether it will follow
+    the policy, so that it cannot be the policy without its adapters.
     """
     loaded = load(cfg.model, template=cfg.template)
     rows = tasks(cfg.data, loaded)
     rewards = rewards_for(cfg.reward, rows.train)
     model = loaded.adapted(cfg.lora, run.seed(0, "lora"))
     policy = Learner(model, cfg.optim, updates, tokenizer=loaded.chat_tokenizer)
-    frozen = frozen_start(policy.model) if reference else None
+    frozen = (frozen_copy if moves else frozen_start)(policy.model) if reference else None
     return Actor(loaded, rows, rewards, policy, frozen, TorchSampler(policy.model, slots=cfg.slots))
 
 

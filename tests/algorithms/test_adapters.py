@@ -159,7 +159,7 @@ def test_the_policys_reference_is_the_base_without_a_second_copy(tmp_path, monke
         batches.append((batch, found.ref_logp))
         return found
 
-    monkeypatch.setattr(group if method is group else onpolicy, "frozen_start", start)
+    monkeypatch.setattr(onpolicy, "frozen_start", start)
     monkeypatch.setattr(policy_step if method is group else ppo, "with_logps", logps)
     monkeypatch.setattr(loading, "frozen_copy", lambda model: pytest.fail("a second copy was made"))
     cfg = config(method, tmp_path, seed=1, steps=10, optim=Optim(lr=lr))

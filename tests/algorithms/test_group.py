@@ -11,6 +11,7 @@ from posttrain.algorithms import group
 from posttrain.batch import TokenBatch
 from posttrain.data.rows import Data
 from posttrain.errors import ConfigError, DataError, InvariantError
+from posttrain.models.lora import Lora
 from posttrain.objectives.average import Average
 from posttrain.objectives.objective import Objective
 from posttrain.objectives.presets import PRESETS
@@ -145,6 +146,15 @@ def test_the_weights_of_tie_and_bonus_move_after_a_step():
     assert group.next_weights(objective, state | {"entropy": 0.01}, calm) == {"tie": 2.0, "entropy": 0.005, "bonus": 0}
     fixed = group.first_weights(PRESETS["grpo"])
     assert fixed | group.next_weights(PRESETS["grpo"], fixed, measured) == fixed
+
+
+@pytest.mark.parametrize("rank", [0, 4])
+def test_the_reference_becomes_the_policy_every_few_steps(tmp_path, rank):
+    """The distance is measured before a step's update: nothing at the start and right after the reference moved."""
+    cfg = config(tmp_path, steps=6, reference_every=3, lora=Lora(rank=rank))
+    _, metrics = toy.run(group, cfg, tmp_path / "run")
+    near = [m["kl_ref_k3"] < 1e-9 for m in metrics]
+    assert near == [True, False, False, True, False, False]
 
 
 def test_tokens_are_drawn_by_the_seed():

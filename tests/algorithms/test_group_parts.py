@@ -319,6 +319,8 @@ def test_refusals(tmp_path):
         ("pass_at_k", {"group_size": 3}, "needs at least 4"),
         ("rloo", {"epochs": 2}, "epochs = 2, minibatches = 1 with ratio"),
         ("grpo", {"lag": -1}, "lag = -1"),
+        ("grpo", {"reference_every": -1}, "reference_every = -1"),
+        ("dapo", {"reference_every": 4}, "no reference that could move"),
         ("grpo", {"form": Form(overlong=9)}, "exceeds sampling.max_tokens = 8"),
         ("pass_at_k_training", {"form": Form(overlong=2)}, "counts right and wrong answers"),
         ("grpo", {"draws": 0}, "draws = 0 must be at least 1"),

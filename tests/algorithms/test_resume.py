@@ -50,7 +50,7 @@ def config(name: str, folder: Path):
         return replace(cfg, loss=PreferenceLoss(name="robust", label_smoothing=0.1))
     if name == "group":
         base = PRESETS["reinforce"]
-        return replace(cfg, objective=replace(base, kl=replace(base.kl, target=0.5, horizon=50)))
+        return replace(cfg, objective=replace(base, kl=replace(base.kl, target=0.5, horizon=50)), reference_every=2)
     if name == "ppo":
         kl = replace(cfg.objective.kl, target=0.5, horizon=50)
         return replace(cfg, prompts=8, warmup_steps=1, objective=replace(cfg.objective, kl=kl))
