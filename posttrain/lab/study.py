@@ -37,6 +37,10 @@ class Figure:
     """The finding in one sentence, with its numbers."""
 
 
+TIME = "seconds"
+"""A figure of this name is a time. It is shown and never compared: another day the machine is busier."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Study:
     """Arms times seeds of short runs, and what they are to show."""

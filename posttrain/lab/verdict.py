@@ -10,9 +10,9 @@ from typing import Any, Literal
 from posttrain import rng
 from posttrain.lab.digest import SURE, load, outdated
 from posttrain.lab.menu import Entry
-from posttrain.lab.study import t_quantile
+from posttrain.lab.study import TIME, t_quantile
 
-Verdict = Literal["as recorded", "moved", "new"]
+Verdict = Literal["as recorded", "moved", "new", "a time"]
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,9 @@ def judge(digest: Mapping[str, Any], recorded: Mapping[str, Any] | None) -> list
     for figure in digest["figures"]:
         old = known.get(figure["what"])
         verdict: Verdict = "new"
-        if old is not None:
+        if figure["what"] == TIME:
+            verdict = "a time"
+        elif old is not None:
             off = abs(figure["after"] - old["after"])
             verdict = "as recorded" if off <= (old["tolerance"] or 1e-6 * abs(old["after"])) else "moved"
         rows.append(Row(figure, old, verdict))
@@ -91,7 +93,7 @@ def compare(figures: Mapping[str, Any], digest: Mapping[str, Any], arm: str, see
     """
     rows, cells = [], digest["cells"][arm]
     for name, value in figures.items():
-        if value == []:
+        if value == [] or name == TIME:
             continue
         values = [_mean(c["figures"][name]) for c in cells.values()]
         n, middle = len(values), fmean(values)

@@ -204,6 +204,13 @@ def test_a_figure_moves(now, tolerance, word):
     assert row.verdict == word
 
 
+def test_a_time_never_moves():
+    (row,) = verdict.judge({"figures": [figure(9.0, what="seconds")]}, {"figures": [figure(1.0, 0.1, what="seconds")]})
+    assert row.verdict == "a time"
+    recorded = {"cells": {"a": {str(s): {"figures": {"seconds": 1.0, "x": 2.0}} for s in range(3)}}}
+    assert [a.name for a in verdict.compare({"seconds": 9.0, "x": 2.0}, recorded, "a", 0)] == ["x"]
+
+
 def test_a_figure_without_a_record_is_new():
     assert [r.verdict for r in verdict.judge({"figures": [figure(1.0)]}, None)] == ["new"]
     (row,) = verdict.judge({"figures": [figure(1.0, what="x")]}, {"figures": [figure(1.0)]})
