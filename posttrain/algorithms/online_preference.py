@@ -122,7 +122,7 @@ def demand(cfg: Config, rows: Rows, model: nn.Module) -> Demand:
     return Demand(
         trained=(policy,),
         references=(*(model,) * cfg.needs_reference, *shapes(cfg.reward)),
-        sampling=sampling,
+        sampling=replace(sampling, models=2 if cfg.way.opponent == "mixture" else 1),
         steps=cfg.steps,
         updates=cfg.epochs * cfg.minibatches,
         words=f"{cfg.prompts} prompts x {cfg.group_size} samples",

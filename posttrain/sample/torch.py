@@ -79,12 +79,11 @@ class TorchSampler:
         """
         if not prompts:
             return []
-        self.decoding.refresh()
         params = per_request(params, len(prompts))
         limits = self._limits(prompts, params, seeds)
         laws = _Laws(params, self.model.head_weight)
         longest = max(len(p) + n for p, n in zip(prompts, limits, strict=True))
-        cache = Cache(self.model, min(self.slots, len(prompts)), longest)  # of this call: training gets its memory back
+        cache = self._begin(min(self.slots, len(prompts)), longest)  # of this call: training gets its memory back
         record = _Record(len(prompts), max(limits), self.model.head_weight)
         draws = _draws(prompts, seeds, record.width).to(self.model.head_weight.device)
         live, begun = _Live.none(self.model.head_weight.device), 0
@@ -96,7 +95,7 @@ class TorchSampler:
                 new = _Live.start(fresh, prompts, limits, record.width, logits.device)
                 begun += len(fresh)
             else:
-                logits = self.decoding(live.token, live.place - 1, cache)
+                logits = self._decode(cache, live.token, live.place - 1)
                 live, new = _Live.none(logits.device), live
             new.token, logp, kept = laws.choose(logits, new, draws[new.cell])
             record.write(new.cell, new.token, logp, kept)
@@ -128,6 +127,15 @@ class TorchSampler:
             seen.add(key)
             fresh.append(r)
         return fresh
+
+    def _begin(self, rows: int, longest: int) -> Cache:
+        """An empty cache, and weights as they are now."""
+        self.decoding.refresh()
+        return Cache(self.model, rows, longest)
+
+    def _decode(self, cache: Cache, token: Tensor, place: Tensor) -> Tensor:
+        """Logits [M, V] after one more token of each of the first M slots."""
+        return self.decoding(token, place, cache)
 
     def _prefill(self, cache: Cache, prompts, first_slot: int) -> Tensor:
         """Logits [N, V] after each prompt; keys and values of prompt i land in slot first_slot + i."""

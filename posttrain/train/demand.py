@@ -67,6 +67,8 @@ class Sampling:
     """Tokens of the longest prompt."""
     length: int
     """Tokens of the longest prompt with its answer."""
+    models: int = 1
+    """How many write together, each with a cache of its own: two in a mixture."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,7 +136,8 @@ def moments(demand: Demand) -> list[Moment]:
         precision = demand.trained[-1].optim.precision
         base["decoding"] = decoding_bytes(demand.sampling.model, precision)
         kept = 0 if demand.drops_gradients else sum(gradients.values())
-        cache = cache_bytes(demand.sampling.model, demand.sampling.slots, demand.sampling.length)
+        asked = demand.sampling
+        cache = asked.models * cache_bytes(asked.model, asked.slots, asked.length)
         sampling = {"gradients": kept, "cache": cache, "sampling": _sampling_bytes(demand.sampling)}
         found.append(Moment("rollout", base | sampling))
     for t in demand.trained:

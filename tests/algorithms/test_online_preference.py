@@ -9,6 +9,7 @@ from algorithms import toy
 from algorithms.killed import any_split_learns_the_same, ends_in_the_same_bits
 from posttrain.algorithms import online_preference
 from posttrain.algorithms.contests import WAYS, Way, contests, match_batch, win_rate
+from posttrain.algorithms.plan import demand, rows_of
 from posttrain.data.rows import Data
 from posttrain.errors import ConfigError
 from posttrain.models.load import load
@@ -19,6 +20,7 @@ from posttrain.rewards.judge import LanguageJudge
 from posttrain.sample.base import SamplingParams
 from posttrain.sample.mixture import MixtureSampler
 from posttrain.sample.torch import TorchSampler
+from posttrain.train.demand import moments
 from posttrain.train.learner import Optim
 from posttrain.train.run import RunConfig
 
@@ -129,6 +131,14 @@ def test_adapters_have_the_bare_base_as_reference(tmp_path):
         cfg = config(tmp_path, way=way, steps=2, prompts=4, lora=Lora(rank=2), optim=Optim(lr=1e-2))
         _, metrics = toy.run(online_preference, cfg, tmp_path / way)
         assert metrics[0]["kl_ref_answer"] == pytest.approx(0, abs=1e-4), way
+
+
+def test_a_plan_counts_both_caches_of_a_mixture(tmp_path):
+    def cache(way):
+        cfg = config(tmp_path, way=way, steps=2, prompts=4)
+        return moments(demand(cfg, rows_of(cfg)))[0].parts["cache"]
+
+    assert cache("nash_md") == 2 * cache("online_dpo")
 
 
 def test_the_mixture_samples_from_the_geometric_mean(tmp_path):
