@@ -18,6 +18,7 @@ from sphinx.errors import ExtensionError  # noqa: E402
 from book.engine import SETTINGS  # noqa: E402
 from book.engine.figures import interval_of, ticks  # noqa: E402
 from book.engine.site import words  # noqa: E402
+from book.engine.sources import sources  # noqa: E402
 from posttrain.cli import book as served  # noqa: E402
 from posttrain.errors import RunError  # noqa: E402
 from posttrain.lab import digest  # noqa: E402
@@ -179,6 +180,11 @@ def test_a_mark_after_a_short_formula_stays_on_its_line(tmp_path):
     assert page.count('class="held"') == 2
     assert re.search(r'class="held">.*?</span>,</span> and so on', page, re.S)
     assert re.search(r'class="held">.*?</span>\?</span>', page, re.S)
+
+
+def test_no_label_of_a_paper_shows_how_it_is_written_down():
+    for key, paper in sources(str(BOOK)).papers.items():
+        assert not set("{}\\") & set(paper["label"] + paper["authors"] + paper["title"]), key
 
 
 def test_search_reads_a_formula_once_and_no_source(tmp_path):
