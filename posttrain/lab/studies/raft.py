@@ -3,7 +3,7 @@
 Best-of-n by gold itself, so that no proxy is in the way. Its exact KL is taken of the empirical distribution of many
 answers to each prompt; the KL of RAFT is measured on what the trained model writes. One round each, all from the same
 start, with the same prompts. RRHF, beside, gets as many answers to them and as many passes; both are read at the best
-of three step sizes, the one with the highest mean gold.
+of four step sizes, the one with the highest mean gold.
 """
 
 import json
@@ -125,8 +125,8 @@ def best_step(arms: list[str], cells: Cells) -> str:
 
 _SIZE = {"start_steps": 100, "asked": 24, "prompts": 192, "epochs": 6.0, "lr": 3e-4}
 SEARCH = {
-    "raft": {"raft8 1e-4": 1e-4, "n8": 3e-4, "raft8 1e-3": 1e-3},
-    "rrhf": {"rrhf8 3e-5": 3e-5, "rrhf8 1e-4": 1e-4, "rrhf8 3e-4": 3e-4},
+    "raft": {"raft8 1e-4": 1e-4, "n8": 3e-4, "raft8 1e-3": 1e-3, "raft8 3e-3": 3e-3},
+    "rrhf": {"rrhf8 3e-5": 3e-5, "rrhf8 1e-4": 1e-4, "rrhf8 3e-4": 3e-4, "rrhf8 1e-3": 1e-3},
 }
 """Step sizes of both methods at eight answers, by arm."""
 
