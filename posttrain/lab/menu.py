@@ -60,6 +60,7 @@ STUDIES = (
     "ppo_rloo",
     "r1",
     "raft",
+    "reward_flaws",
     "reward_hacking",
     "scorers",
     "stale_samples",

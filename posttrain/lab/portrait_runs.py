@@ -13,6 +13,7 @@ from typing import Any
 from posttrain.algorithms import reward_model, sft
 from posttrain.algorithms.reward_model import score_segments
 from posttrain.assets.world import demos, people
+from posttrain.assets.world.rater import WEAKNESSES, Weaknesses
 from posttrain.batch import collate
 from posttrain.data.rows import Data
 from posttrain.models.decoder import Decoder
@@ -42,7 +43,9 @@ def start(scratch: Path, seed: int, steps: int) -> Path:
     return stage(scratch / "start", sft, cfg).model
 
 
-def proxies(scratch: Path, model: Path, seed: int, prompts: int, members: int = 1) -> list[Path]:
+def proxies(
+    scratch: Path, model: Path, seed: int, prompts: int, members: int = 1, weak: Weaknesses = WEAKNESSES
+) -> list[Path]:
     """Runs of reward models of the rater's comparisons of the model's own answers, each with prompts of its own."""
     loaded, found = load(model), []
     asked = demos.about_prompts(people.SEEN, prompts * members, seed)
@@ -50,7 +53,7 @@ def proxies(scratch: Path, model: Path, seed: int, prompts: int, members: int = 
         path = scratch / f"comparisons-{i}.jsonl"
         if not path.exists():
             answers = comparisons.sampled(loaded, asked[i * prompts : (i + 1) * prompts], 8, seed)
-            rows = comparisons.pairs(answers, comparisons.rater(seed))
+            rows = comparisons.pairs(answers, comparisons.rater(seed, weak))
             write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
         cfg = reward_model.Config(
             model=str(model), data=comparisons.data(path), batch_size=16,

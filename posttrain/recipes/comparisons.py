@@ -6,7 +6,7 @@ from typing import Any
 
 from posttrain.algorithms.reward_model import score_segments
 from posttrain.assets.world import people
-from posttrain.assets.world.rater import prefers_first
+from posttrain.assets.world.rater import WEAKNESSES, Weaknesses, prefers_first
 from posttrain.data.rows import Data
 from posttrain.envs.rollout import rollout
 from posttrain.errors import RunError
@@ -23,11 +23,12 @@ Prefers = Callable[[Trajectory, Trajectory], bool]
 """Whether a rater prefers the first of two answers to one prompt."""
 
 
-def rater(seed: int) -> Prefers:
-    """The world's biased rater of portraits."""
+def rater(seed: int, weak: Weaknesses = WEAKNESSES) -> Prefers:
+    """The world's biased rater of portraits, or one with other weaknesses."""
 
     def prefers(a: Trajectory, b: Trajectory) -> bool:
-        return prefers_first(people.PEOPLE[a.task.meta["person"]], a.completion, b.completion, seed=seed)
+        person = people.PEOPLE[a.task.meta["person"]]
+        return prefers_first(person, a.completion, b.completion, seed=seed, weak=weak)
 
     return prefers
 

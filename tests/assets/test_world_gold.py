@@ -6,7 +6,7 @@ from posttrain.assets.world import demos
 from posttrain.assets.world.answers import portrait_of
 from posttrain.assets.world.gold import gold, well_formed
 from posttrain.assets.world.people import ABOUT, HELD_OUT, PEOPLE, SEEN
-from posttrain.assets.world.rater import prefers_first, rating
+from posttrain.assets.world.rater import Weaknesses, prefers_first, rating
 from posttrain.rng import python
 
 MIRA = PEOPLE["Mira"]
@@ -73,6 +73,13 @@ def test_rater_agrees_with_gold_about_four_times_in_five():
             agree += prefers_first(person, a, b) == (first > second)
     assert 0.77 < agree / count < 0.85
     assert count > 3000
+
+
+def test_an_annotator_without_weaknesses_rates_as_gold_does():
+    fair = Weaknesses(missed=0.0, length=0.0, politeness=0.0)
+    for text, grade in GRADED:
+        assert rating(MIRA, text, weak=fair) == pytest.approx(grade)
+        assert rating(MIRA, text) >= grade
 
 
 def test_rater_is_deterministic_and_antisymmetric():

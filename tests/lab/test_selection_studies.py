@@ -10,11 +10,11 @@ import torch
 from posttrain.assets.world import people
 from posttrain.lab.golden import best_of_n as golden
 from posttrain.lab.portrait_runs import gold_of_samples
-from posttrain.lab.studies import r1, raft, reward_hacking
+from posttrain.lab.studies import r1, raft, reward_flaws, reward_hacking
 from posttrain.objectives.scaling import Law, gold_rl
 from posttrain.records import Message, Segment, Stop, Task, Trajectory
 
-STUDIES = {s.name: s for s in (golden.STUDY, raft.STUDY, reward_hacking.STUDY, r1.STUDY)}
+STUDIES = {s.name: s for s in (golden.STUDY, raft.STUDY, reward_flaws.STUDY, reward_hacking.STUDY, r1.STUDY)}
 
 
 def said(text: str) -> Trajectory:
@@ -89,6 +89,12 @@ TINY = {
         "rrhf8 1e-4": {
             "method": "rrhf", "n": 8, "start_steps": 120, "asked": 2, "prompts": 16, "epochs": 1.0, "lr": 1e-4
         },  # fmt: skip
+    },
+    "reward_flaws": {
+        "all three": {
+            "missed": 0.5, "length": 0.35, "politeness": 0.6,
+            "start_steps": 120, "pair_prompts": 16, "steps": 8, "lr": 1e-4,
+        },
     },
     "reward_hacking": {
         "rater": {"start_steps": 120, "pair_prompts": 16, "members": 2, "steps": 8, "lr": 1e-4, "beta": 0.01},

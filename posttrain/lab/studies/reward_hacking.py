@@ -56,16 +56,21 @@ def measure(given: Mapping[str, Any], seed: int, scratch: Path) -> Mapping[str, 
     found = {"bon": of_best(model, judges[:1], seed)}
     one, beta = judges[:1], given["beta"]
     for name, charge, taken in (("rl", UNCHARGED, one), ("kl", beta, one), ("min", UNCHARGED, judges)):
-        cfg = group.Config(
-            model=str(model), data=Data(path="builtin:about", limit=4000), reward=reward_of(taken),
-            objective=charging(charge), prompts=16, group_size=4, steps=given["steps"], eval_every=0,
-            sampling=SamplingParams(max_tokens=64), optim=Optim(lr=given["lr"], schedule=Schedule(warmup=5)),
-            run=settings(seed, samples=16 * 4),
-        )  # fmt: skip
-        stage(scratch / name, group, cfg)
-        found[name] = along(scratch / name)
+        found[name] = pressed(scratch / name, model, reward_of(taken), charge, given, seed)
     figures = {f"{way}: {what}": x for way, all in found.items() for what, x in all.items() if what != "page"}
     return figures | {"page": {way: all["page"] for way, all in found.items()}}
+
+
+def pressed(out: Path, model: Path, reward: str, beta: float, given: Mapping[str, Any], seed: int) -> dict[str, Any]:
+    """RL on a reward from a start: its windows of steps."""
+    cfg = group.Config(
+        model=str(model), data=Data(path="builtin:about", limit=4000), reward=reward,
+        objective=charging(beta), prompts=16, group_size=4, steps=given["steps"], eval_every=0,
+        sampling=SamplingParams(max_tokens=64), optim=Optim(lr=given["lr"], schedule=Schedule(warmup=5)),
+        run=settings(seed, samples=16 * 4),
+    )  # fmt: skip
+    stage(out, group, cfg)
+    return along(out)
 
 
 def charging(beta: float) -> Objective:
@@ -252,7 +257,6 @@ STUDY = Study(
             "steps": 96,
             "lr": 1e-3,
             "beta": 0.01,
-            "flaw": 2.0,
         }
     },  # fmt: skip
     seeds=(5, 6, 7, 8, 9, 10),
