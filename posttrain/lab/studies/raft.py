@@ -126,7 +126,14 @@ def best_step(arms: list[str], cells: Cells) -> str:
 _SIZE = {"start_steps": 100, "asked": 24, "prompts": 192, "epochs": 6.0, "lr": 3e-4}
 SEARCH = {
     "raft": {"raft8 1e-4": 1e-4, "n8": 3e-4, "raft8 1e-3": 1e-3, "raft8 3e-3": 3e-3},
-    "rrhf": {"rrhf8 3e-5": 3e-5, "rrhf8 1e-4": 1e-4, "rrhf8 3e-4": 3e-4, "rrhf8 1e-3": 1e-3},
+    "rrhf": {
+        "rrhf8 3e-5": 3e-5,
+        "rrhf8 1e-4": 1e-4,
+        "rrhf8 3e-4": 3e-4,
+        "rrhf8 1e-3": 1e-3,
+        "rrhf8 3e-3": 3e-3,
+        "rrhf8 1e-2": 1e-2,
+    },
 }
 """Step sizes of both methods at eight answers, by arm."""
 
