@@ -16,6 +16,7 @@ from typing import Any
 from posttrain import config, device, dist
 from posttrain.errors import ConfigError
 from posttrain.train import checkpoint
+from posttrain.train.machine import keep_freed
 
 PACKAGES = ("posttrain", "torch", "numpy", "safetensors", "tokenizers", "transformers")
 
@@ -83,12 +84,13 @@ def revision() -> str | None:
 
 
 def prepare_torch(threads: int, seed: int) -> None:
-    """Set torch's thread count and global generator, on which bitwise repetition depends.
+    """Set torch's thread count and global generator, on which bitwise repetition depends, and how memory is kept.
 
     threads: of the machine; processes that share it share them.
     """
     import torch
 
+    keep_freed()
     torch.set_num_threads(max(1, threads // dist.local_world()))
     torch.manual_seed(seed)
 

@@ -1,6 +1,8 @@
 """Memory that does not suffice: it is foreseen, or told in our words with what to set; a probe leaves no trace."""
 
 import json
+import platform
+import resource
 import subprocess
 import sys
 from dataclasses import replace
@@ -53,6 +55,37 @@ def test_a_container_has_what_its_limit_leaves(tmp_path, monkeypatch):
     assert here.name == "RAM" and here.free > 2**20 and here.total > 2**26
     monkeypatch.setattr(machine, "_cgroup_limit", lambda: (here.total // 2, here.total // 4))
     assert machine.machine("cpu").total == here.total // 2 and machine.machine("cpu").free <= here.total // 4
+
+
+KEEPING = """
+import resource, torch
+from posttrain.train.machine import keep_freed, machine
+
+def resident():
+    return int(open("/proc/self/statm").read().split()[1]) * resource.getpagesize()
+
+def step():
+    rows = [torch.ones(2 * 2**20) for _ in range(16)]  # 128 MiB
+
+torch.ones(2 * 2**20)
+keep_freed()
+before = resident()
+step()
+kept = resident() - before
+faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+step()
+print(kept, resource.getrusage(resource.RUSAGE_SELF).ru_minflt - faults, end=" ")
+machine("cpu")
+print(resident() - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc is told to keep what was freed")
+def test_freed_memory_is_kept_for_the_next_step_and_counts_as_free():
+    done = subprocess.run([sys.executable, "-c", KEEPING], capture_output=True, text=True, check=True)
+    kept, faults, left = map(int, done.stdout.split())
+    pages = 128 * 2**20 // resource.getpagesize()
+    assert kept > 120 * 2**20 and faults < pages // 2 and left < 20 * 2**20  # blocks may fall apart and move
 
 
 def test_bytes_for_people():
