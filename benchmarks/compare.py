@@ -4,9 +4,10 @@
     python benchmarks/compare.py --report                                   # the table of what was measured
 
 For each job, size and number of threads one process per side is started: ours, TRL at its default, TRL at the fastest
-of its settings (found first), and the products of the floor. They take turns, one step each per round, and every round
-is written to results.json, so a call that was stopped goes on where it was. Before anything is timed, both sides take
-three steps from the same weights, and must agree on tokens, losses and updates. Nothing else should run on the machine.
+of its settings (found first), and the products of the floor. They take turns, of one step or, where steps are short, of
+four, and every round is written to results.json, so a call that was stopped goes on where it was. Before anything is
+timed, both sides take three steps from the same weights, and must agree on tokens, losses and updates. Nothing else
+should run on the machine.
 """
 
 import argparse
@@ -16,6 +17,7 @@ import platform
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import inputs
@@ -132,7 +134,7 @@ def sides(key: dict, best: str) -> dict[str, tuple[str, str]]:
 
 
 def rounds(key: dict, pairs: int, results: Results, deadline: float, best: str | None) -> None:
-    """Rounds of one step each, in turns, until there are `pairs` of them or the time is over.
+    """Rounds of one turn each, until there are `pairs` of them or the time is over.
 
     best: their setting that is taken for the fastest; None: search for it.
     """
@@ -141,7 +143,8 @@ def rounds(key: dict, pairs: int, results: Results, deadline: float, best: str |
         return
     best = best or fastest(key, results)
     warmup = 1 if inputs.JOBS[key["job"]].answer else 2  # a step with rollouts is long, and warms up everything
-    steps, names = pairs - done + warmup, sides(key, best)
+    turn, names = inputs.turn(key["job"], key["size"]), sides(key, best)
+    steps = turn * (pairs - done) + warmup
     workers: dict[str, Worker] = {}
     copies: list[Worker] = []
     try:
@@ -158,11 +161,13 @@ def rounds(key: dict, pairs: int, results: Results, deadline: float, best: str |
                 print(f"    the time is over after {i} of {pairs} rounds; call again to go on")
                 return
             order = list(workers)[i % len(workers) :] + list(workers)[: i % len(workers)]
-            took = {name: workers[name].step() for name in order}
+            took = {name: workers[name].turn(turn) for name in order}
             for name, worker in workers.items():
-                took[name] |= {k: worker.facts[k] for k in ("imported", "parameters", "once") if k in worker.facts}
+                took[name] |= {k: worker.facts[k] for k in ("imported", "parameters") if k in worker.facts}
+                if "once" in worker.facts:
+                    took[name]["once"] = turn * worker.facts["once"]
             if copies:
-                took["copies"] = together(copies)
+                took["copies"] = together(copies, turn)
             results.add("rounds", key, round=i, best=best, took=took)
             rates = {name: x["tokens"] / x["seconds"] for name, x in took.items()}
             print("    " + "  ".join(f"{name} {rate:.0f}" for name, rate in rates.items()) + "  tokens/s", flush=True)
@@ -171,11 +176,10 @@ def rounds(key: dict, pairs: int, results: Results, deadline: float, best: str |
             worker.close()
 
 
-def together(copies: list[Worker]) -> dict:
-    """One step of every copy at the same time."""
-    for worker in copies:
-        worker.go()
-    took = [worker.answer() for worker in copies]
+def together(copies: list[Worker], turn: int) -> dict:
+    """One turn of every copy at the same time."""
+    with ThreadPoolExecutor() as pool:
+        took = list(pool.map(lambda worker: worker.turn(turn), copies))
     return {"tokens": sum(x["tokens"] for x in took), "seconds": max(x["seconds"] for x in took)}
 
 
@@ -195,7 +199,7 @@ def main() -> int:
     parser.add_argument("--jobs", nargs="+", choices=inputs.JOBS, default=list(inputs.JOBS))
     parser.add_argument("--sizes", nargs="+", choices=inputs.SIZES, default=list(inputs.SIZES))
     parser.add_argument("--threads", nargs="+", type=int, default=[1, 2])
-    parser.add_argument("--pairs", type=int, default=7, help="rounds, in each of which every side takes one step")
+    parser.add_argument("--pairs", type=int, default=7, help="rounds, in each of which every side has a turn")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--precision", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--best", metavar="SETTING", help="take this setting of theirs, instead of trying all")

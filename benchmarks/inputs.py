@@ -104,6 +104,11 @@ JOBS = {
 """Of "sample-N": N sequences at a time, until all prompts of the step have their answers."""
 
 
+def turn(job: str, size: str) -> int:
+    """Steps that a side takes in a row. Steps of half a second are slower after a pause, and training makes none."""
+    return 4 if size == "tiny" and not JOBS[job].answer else 1
+
+
 def model_folder(size: str, *, scalar: bool = False, root: Path = SCRATCH) -> Path:
     """A random model of a size, written at the first call; scalar: with a random head of one number."""
     folder = root / "models" / (size + ("-scalar" if scalar else ""))

@@ -60,20 +60,18 @@ class Worker:
             self.facts = self._line()["hello"]
         return self.facts
 
-    def go(self) -> None:
-        """Let it begin a step."""
+    def step(self) -> dict:
+        """One step, and what it took."""
         self.hello()
         self._process.stdin.write("go\n")
         self._process.stdin.flush()
-
-    def answer(self) -> dict:
-        """What the step took."""
         return self._line()
 
-    def step(self) -> dict:
-        """One step, and what it took."""
-        self.go()
-        return self.answer()
+    def turn(self, steps: int) -> dict:
+        """So many steps in a row, and what they took together."""
+        took = [self.step() for _ in range(steps)]
+        sums = {name: sum(x[name] for x in took) for name in ("seconds", "tokens")}
+        return took[-1] | sums | {"peak": max(x["peak"] for x in took)}
 
     def close(self) -> None:
         """End it."""
