@@ -96,7 +96,13 @@ const kept = {
 }
 
 // What is wider than its place can be reached and moved by keyboard ------------------------------------------------------
-for (const box of all(".equation, .drawing, .scroll, pre")) if (box.scrollWidth > box.clientWidth + 1) box.tabIndex = 0;
+{
+  const wide = all(".equation, .drawing, .scroll, pre");
+  const reach = (box) => (box.scrollWidth > box.clientWidth + 1 ? (box.tabIndex = 0) : box.removeAttribute("tabindex"));
+  const sizes = new ResizeObserver((entries) => entries.forEach((entry) => reach(entry.target)));
+  for (const box of wide) sizes.observe(box);
+  document.fonts.ready.then(() => wide.forEach(reach)); // with its own fonts a formula is wider
+}
 
 // Search: an index that is loaded when it is first asked for -------------------------------------------------------------
 {
