@@ -36,6 +36,7 @@ class Stopping:
 
     def reason(self) -> str | None:
         """Why to stop, once any process of the run was asked to: asked at the same places in all of them."""
-        if dist.all_max(self._reason is not None) and not self._reason:
-            self._reason = "stopped with another process"
+        if not dist.all_max(self._reason is not None):
+            return None  # also where a signal came just now: the others have not heard of it and would wait for ever
+        self._reason = self._reason or "stopped with another process"
         return self._reason
