@@ -26,6 +26,8 @@ import report
 import torch
 from workers import Failed, Worker, command
 
+from posttrain import products
+
 HERE = Path(__file__).parent
 RESULTS = HERE / "results.json"
 LOSS_ALIKE = {"sft", "rm", "dpo"}  # the same loss on the same rows; the others draw their own answers
@@ -60,7 +62,7 @@ def machine() -> dict:
         lines = [x.split(":", 1)[1].strip() for x in cpu.read_text().splitlines() if x.startswith("model name")]
         model = f"{lines[0]}, {len(lines)} cores" if lines else model
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
-    return {"cpu": model, "gpu": gpu, "system": platform.platform(), "torch": torch.__version__,
+    return {"cpu": model, "products": products.library(), "gpu": gpu, "system": platform.platform(), "torch": torch.__version__,
             "python": platform.python_version(), "trl": list(peers.ENVIRONMENTS.values())}  # fmt: skip
 
 

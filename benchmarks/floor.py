@@ -1,4 +1,4 @@
-"""The floor of a job: the time that its matrix products alone would take, at the rate torch reaches for their shapes.
+"""The floor of a job: the time that its matrix products alone would take, at the best rate torch reaches for their shapes.
 
     python benchmarks/floor.py grpo small --threads 1     (compare.py starts it and talks to it, see pace.py)
 
@@ -16,6 +16,8 @@ import inputs
 import torch
 from pace import Pace, read_plan, synchronize
 from torch import Tensor
+
+from posttrain.products import mm
 
 HEAD_ROWS = 1024  # logits of more rows are made in turns, as any program with a large vocabulary must
 SHOWN = 8  # of many equal passes so many are timed
@@ -104,10 +106,10 @@ class Products:
         """x Wᵀ, and for the way back g W and gᵀ x, into memory that is there already."""
         out, wide = weight.shape
         x, y = self._space("x", rows, wide), self._space("y", rows, out)
-        torch.mm(x, weight.t(), out=y)
+        mm(x, weight.t(), out=y)
         if backward:
-            torch.mm(y, weight, out=self._space("dx", rows, wide))
-            torch.mm(y.t(), x, out=self._space("dw", out, wide))
+            mm(y, weight, out=self._space("dx", rows, wide))
+            mm(y.t(), x, out=self._space("dw", out, wide))
 
     def _space(self, name: str, *shape: int) -> Tensor:
         key = (name, *shape)

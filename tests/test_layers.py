@@ -20,6 +20,7 @@ LAYERS = (
     "train.folder",  # what a run folder is, without torch: models are taken from runs by name
     "dist",
     "device",
+    "products",
     "sandbox",
     "scale.distributed",  # one model over several processes: below all that holds a model
     "objectives",
@@ -54,7 +55,7 @@ LAYERS = (
 SHELF: tuple[str, ...] = ()
 """Modules that can be deleted without breaking the rest: only cli, recipes, lab and tests import them."""
 
-OBJECTIVES_MAY_IMPORT = {"torch", "posttrain.errors", "posttrain.objectives"}
+OBJECTIVES_MAY_IMPORT = {"torch", "posttrain.errors", "posttrain.products", "posttrain.objectives"}
 
 WITHOUT_TORCH = (
     "posttrain",
@@ -136,7 +137,9 @@ def test_formulas_know_only_tensors(path):
         allowed = top in sys.stdlib_module_names or any(
             name == known or name.startswith(known + ".") for known in OBJECTIVES_MAY_IMPORT
         )
-        assert allowed, f"{module_name(path)} imports {name}; formulas import torch, errors and each other"
+        assert allowed, (
+            f"{module_name(path)} imports {name}; formulas import torch, its products, errors and each other"
+        )
 
 
 def test_the_learner_has_the_only_backward():

@@ -20,6 +20,7 @@ from torch.utils.checkpoint import checkpoint
 
 from posttrain.errors import ModelError
 from posttrain.models.attention import Attention, pack_lengths, packed_attention, padded_attention
+from posttrain.products import Linear, linear
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,10 +165,10 @@ class SelfAttention(nn.Module):
     def __init__(self, cfg: ModelConfig):
         super().__init__()
         d, h, k, hd = cfg.hidden_size, cfg.num_attention_heads, cfg.num_key_value_heads, cfg.head_dim
-        self.q_proj = nn.Linear(d, h * hd, bias=cfg.attention_bias)
-        self.k_proj = nn.Linear(d, k * hd, bias=cfg.attention_bias)
-        self.v_proj = nn.Linear(d, k * hd, bias=cfg.attention_bias)
-        self.o_proj = nn.Linear(h * hd, d, bias=cfg.output_bias)
+        self.q_proj = Linear(d, h * hd, bias=cfg.attention_bias)
+        self.k_proj = Linear(d, k * hd, bias=cfg.attention_bias)
+        self.v_proj = Linear(d, k * hd, bias=cfg.attention_bias)
+        self.o_proj = Linear(h * hd, d, bias=cfg.output_bias)
         self.q_norm = RMSNorm(hd, cfg.rms_norm_eps) if cfg.qk_norm else None
         self.k_norm = RMSNorm(hd, cfg.rms_norm_eps) if cfg.qk_norm else None
         self.head_dim = hd
@@ -186,9 +187,9 @@ class MLP(nn.Module):
 
     def __init__(self, cfg: ModelConfig):
         super().__init__()
-        self.gate_proj = nn.Linear(cfg.hidden_size, cfg.intermediate_size, bias=cfg.mlp_bias)
-        self.up_proj = nn.Linear(cfg.hidden_size, cfg.intermediate_size, bias=cfg.mlp_bias)
-        self.down_proj = nn.Linear(cfg.intermediate_size, cfg.hidden_size, bias=cfg.mlp_bias)
+        self.gate_proj = Linear(cfg.hidden_size, cfg.intermediate_size, bias=cfg.mlp_bias)
+        self.up_proj = Linear(cfg.hidden_size, cfg.intermediate_size, bias=cfg.mlp_bias)
+        self.down_proj = Linear(cfg.intermediate_size, cfg.hidden_size, bias=cfg.mlp_bias)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.down_proj(_Gate.apply(self.gate_proj(x), self.up_proj(x)))
@@ -282,15 +283,20 @@ class Decoder(nn.Module):
         packing = pack_lengths(lengths)
         return self.flat(tokens, packing.positions, packed_attention(packing))
 
-    def flat(self, tokens: Tensor, positions: Tensor, attention: Attention) -> Tensor:
-        """Hidden states [M, D] of flat tokens [M] at positions [M], with any attention pattern."""
+    def flat(
+        self, tokens: Tensor, positions: Tensor, attention: Attention, products: torch.dtype | None = None
+    ) -> Tensor:
+        """Hidden states [M, D] of flat tokens [M] at positions [M], with any attention pattern.
+
+        products: type of the projections' products; default: `self.products`, or else the weights' own.
+        """
         angle = positions[:, None].float() * self.rope_freq.to(positions.device)  # [M, d/2], float32 in any model
         x = self.embed_tokens(tokens)
         cos, sin = angle.cos() * self.rope_gain, angle.sin() * self.rope_gain
-        products = self.products or x.dtype
+        products = products or self.products or x.dtype
         cos = torch.cat((cos, cos), -1).to(products)[:, None]  # [M, 1, d]: both halves of a head turn by the same angle
         sin = torch.cat((-sin, sin), -1).to(products)[:, None]
-        with torch.autocast(x.device.type, dtype=products, enabled=self.products is not None):
+        with torch.autocast(x.device.type, dtype=products, enabled=products != x.dtype):
             for i, layer in enumerate(self.layers):
                 if self.recompute and torch.is_grad_enabled():
                     x = checkpoint(layer, i, x, cos, sin, attention, use_reentrant=False)
@@ -300,7 +306,7 @@ class Decoder(nn.Module):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """[..., D] -> [..., V]."""
-        return F.linear(hidden, self.head_weight)
+        return linear(hidden, self.head_weight)
 
 
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

@@ -19,6 +19,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from posttrain.models.attention import Cache
 from posttrain.models.decoder import Decoder, Layer, RMSNorm
+from posttrain.products import mm
 
 _optimizer_steps = 0
 
@@ -96,7 +97,7 @@ class Decoding:
             x = x + _product(mixed.to(self.dtype), w.out, w.out_bias)
             gate, up = _product(self._normed(x), w.gate_up, w.gate_up_bias).chunk(2, dim=-1)
             x = x + _product(F.silu(gate).mul_(up), w.down, w.down_bias)
-        return self._normed(x) @ self._head
+        return mm(self._normed(x), self._head)
 
     def _normed(self, x: Tensor) -> Tensor:
         return _normalised(x, self.model.cfg.rms_norm_eps).to(self.dtype)
@@ -152,7 +153,8 @@ def dense(projection: nn.Module) -> Tensor:
 
 
 def _product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    return x @ weight if bias is None else torch.addmm(bias, x, weight)
+    y = mm(x, weight)
+    return y if bias is None else y.add_(bias)
 
 
 def _normalised(x: Tensor, eps: float) -> Tensor:

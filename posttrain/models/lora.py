@@ -20,12 +20,12 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from posttrain import dist, rng
 from posttrain.errors import ConfigError, ModelError, nearest
 from posttrain.models.lazy import Lazy
+from posttrain.products import Linear, linear
 
 HEADS = ("lm_head", "score")
 """Linear modules that never get an adapter: who computes logits or scores reads their weights, not their output."""
@@ -86,17 +86,17 @@ class LoraLinear(nn.Module):
     them to zero, which pulls the model back to its base.
     """
 
-    def __init__(self, linear: nn.Linear, lora: Lora, seed: int):
+    def __init__(self, layer: nn.Linear, lora: Lora, seed: int):
         super().__init__()
-        self.weight, self.bias, self.scale = linear.weight, linear.bias, lora.scale
-        a = torch.empty(lora.rank, linear.in_features)  # drawn in float32 on the CPU: equal on every device
+        self.weight, self.bias, self.scale = layer.weight, layer.bias, lora.scale
+        a = torch.empty(lora.rank, layer.in_features)  # drawn in float32 on the CPU: equal on every device
         nn.init.kaiming_uniform_(a, math.sqrt(5), generator=torch.Generator().manual_seed(seed))
         self.lora_A = nn.Parameter(a.to(self.weight))
-        self.lora_B = nn.Parameter(self.weight.new_zeros(linear.out_features, lora.rank))
+        self.lora_B = nn.Parameter(self.weight.new_zeros(layer.out_features, lora.rank))
 
     def forward(self, x: Tensor) -> Tensor:
-        y = F.linear(x, self.weight, self.bias)
-        low = F.linear(x, self.lora_A).view(-1, len(self.lora_A))
+        y = linear(x, self.weight, self.bias)
+        low = linear(x, self.lora_A).view(-1, len(self.lora_A))
         y.view(-1, y.shape[-1]).addmm_(low, self.lora_B.t().to(y.dtype), alpha=self.scale)  # no second [M, out] is made
         return y
 
@@ -106,9 +106,9 @@ class LoraLinear(nn.Module):
 
     def plain(self) -> nn.Linear:
         """The layer without its update, over the same tensors."""
-        linear = nn.Linear(self.weight.shape[1], self.weight.shape[0], bias=self.bias is not None, device="meta")
-        linear.weight, linear.bias = self.weight, self.bias
-        return linear
+        layer = Linear(self.weight.shape[1], self.weight.shape[0], bias=self.bias is not None, device="meta")
+        layer.weight, layer.bias = self.weight, self.bias
+        return layer
 
 
 class TokenRows(nn.Module):

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from posttrain.errors import ConfigError, ShapeError
+from posttrain.products import add_mm, mm
 
 _NEEDS = ("entropy", "sum_sq", "mean_logp", "mean_logit", "top1")
 _KEEP_BYTES = 64 * 2**20
@@ -257,7 +258,7 @@ class _ChunkedHead(torch.autograd.Function):
         room = _KEEP_BYTES * keep
         for n, i in enumerate(range(0, rows, chunk)):
             part = slice(i, i + chunk)
-            z = hidden[part] @ weight.t()
+            z = mm(hidden[part], weight.t())
             top = z.amax(1, keepdim=True)
             z.sub_(top)
             target = z.gather(1, targets[part, None])[:, 0]
@@ -303,7 +304,7 @@ class _ChunkedHead(torch.autograd.Function):
             if 2 * n < len(kept):
                 e, total = kept[2 * n : 2 * n + 2]
             else:
-                e, total = (hidden[part] @ weight.t()).sub_(lse[part, None]).exp_(), None
+                e, total = mm(hidden[part], weight.t()).sub_(lse[part, None]).exp_(), None
             scale = torch.zeros_like(lse[part]) if grad_logp is None else -grad_logp[part]
             if grad_mean is not None:
                 scale = scale - grad_mean[part]
@@ -320,8 +321,8 @@ class _ChunkedHead(torch.autograd.Function):
             if grad_logp is not None:
                 dz.scatter_add_(1, targets[part, None], grad_logp[part, None])
             if needs_hidden:
-                torch.mm(dz, weight, out=grad_hidden[part])
+                mm(dz, weight, out=grad_hidden[part])
             if needs_weight:
-                grad_weight.addmm_(dz.t(), hidden[part])
+                add_mm(grad_weight, dz.t(), hidden[part])
             del e, dz
         return grad_hidden, grad_weight, None, None, None, None

@@ -148,7 +148,8 @@ class TorchSampler:
         tokens = torch.tensor([t for p in rows for t in p], device=device)
         ends = lengths.cumsum(0)
         packing = pack_lengths(lengths)
-        hidden = self.model.flat(tokens, packing.positions, prefill_attention(cache, first, packing))
+        attention = prefill_attention(cache, first, packing)
+        hidden = self.model.flat(tokens, packing.positions, attention, self.decoding.dtype)
         copies = slot != first[row]
         if copies.any():
             cache.copy(first[row][copies], slot[copies], int(lengths.max()))

@@ -44,6 +44,8 @@ def write(folder: Path, cfg: Any, command: str, parent: Path | str | None) -> No
 
 
 def _session(command: str, kind: str) -> dict[str, Any]:
+    from posttrain import products  # which loads torch
+
     return {
         "started": now(),
         "command": command,
@@ -51,6 +53,7 @@ def _session(command: str, kind: str) -> dict[str, Any]:
         "python": platform.python_version(),
         "machine": f"{platform.system()} {platform.machine()}",
         "device": _device(kind),
+        "products": products.library(),
         "processes": dist.world(),
         "versions": versions(),
     }
