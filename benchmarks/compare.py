@@ -62,8 +62,8 @@ def machine() -> dict:
         lines = [x.split(":", 1)[1].strip() for x in cpu.read_text().splitlines() if x.startswith("model name")]
         model = f"{lines[0]}, {len(lines)} cores" if lines else model
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
-    return {"cpu": model, "products": products.library(), "gpu": gpu, "system": platform.platform(), "torch": torch.__version__,
-            "python": platform.python_version(), "trl": list(peers.ENVIRONMENTS.values())}  # fmt: skip
+    return {"cpu": model, "gpu": gpu, "system": platform.platform(), "torch": torch.__version__,
+            "products": products.library(), "python": platform.python_version(), "trl": list(peers.ENVIRONMENTS.values())}  # fmt: skip
 
 
 def code() -> str:

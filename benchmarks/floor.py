@@ -1,4 +1,4 @@
-"""The floor of a job: the time that its matrix products alone would take, at the best rate torch reaches for their shapes.
+"""The floor of a job: the time that its matrix products alone would take, at the best rate of torch for their shapes.
 
     python benchmarks/floor.py grpo small --threads 1     (compare.py starts it and talks to it, see pace.py)
 
