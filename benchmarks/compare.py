@@ -63,7 +63,8 @@ def machine() -> dict:
         model = f"{lines[0]}, {len(lines)} cores" if lines else model
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     return {"cpu": model, "gpu": gpu, "system": platform.platform(), "torch": torch.__version__,
-            "products": products.library(), "python": platform.python_version(), "trl": list(peers.ENVIRONMENTS.values())}  # fmt: skip
+            "products": products.library(), "python": platform.python_version(),
+            "trl": list(peers.ENVIRONMENTS.values())}  # fmt: skip
 
 
 def code() -> str:

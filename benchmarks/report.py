@@ -92,7 +92,8 @@ def table(results: dict) -> str:
     text.insert(1, "-" * max(map(len, text)))
     text += [said for key, rounds in groups.items() if (said := cores(dict(key), rounds))]
     m = results["machine"]
-    about = f"{m['cpu']}{', ' + m['gpu'] if m['gpu'] else ''}; torch {m['torch']} ({m.get('products', '?')}), {', '.join(m['trl'])}; code {newest}"
+    where = f"{m['cpu']}{', ' + m['gpu'] if m['gpu'] else ''}, our float32 products by {m['products']}"
+    about = f"{where}; torch {m['torch']}, {', '.join(m['trl'])}; code {newest}"
     notes = (
         "ours, default, best, floor: median tokens per second (of answers in reinforcement learning and sampling).",
         "x: our rate over theirs, medians; the spread is that of the best setting. = : best is the default.",
