@@ -128,12 +128,22 @@ def fastest(key: dict, results: Results) -> str:
     return best
 
 
-def sides(key: dict, best: str) -> dict[str, tuple[str, str]]:
-    """Name in the results -> (worker, setting)."""
-    found = {"ours": ("ours", "default"), "default": ("theirs", "default")}
+def sides(key: dict, best: str, results: Results) -> dict[str, tuple[str, dict, str]]:
+    """Name in the results -> (worker, key, setting)."""
+    found = {"ours": ("ours", key, "default"), "default": ("theirs", key, "default")}
     if best != "default":
-        found["best"] = ("theirs", best)
-    return found | {"floor": ("floor", "default")}
+        found["best"] = ("theirs", key, best)
+    if key["precision"] != "float32":
+        plain = key | {"precision": "float32"}
+        found["float32"] = ("theirs", plain, fastest(plain, results))
+    if on_two_cores(key):
+        found["processes"] = ("processes", key, "default")
+    return found | {"floor": ("floor", key, "default")}
+
+
+def on_two_cores(key: dict) -> bool:
+    """Whether two threads and two processes are held against two copies on a core each."""
+    return key["threads"] == 2 and key["job"] in ("sft", "grpo") and key["device"] == "cpu"
 
 
 def rounds(key: dict, pairs: int, results: Results, deadline: float, best: str | None) -> None:
@@ -146,15 +156,15 @@ def rounds(key: dict, pairs: int, results: Results, deadline: float, best: str |
         return
     best = best or fastest(key, results)
     warmup = 1 if inputs.JOBS[key["job"]].answer else 2  # a step with rollouts is long, and warms up everything
-    turn, names = inputs.turn(key["job"], key["size"]), sides(key, best)
+    turn, names = inputs.turn(key["job"], key["size"]), sides(key, best, results)
     steps = turn * (pairs - done) + warmup
     workers: dict[str, Worker] = {}
     copies: list[Worker] = []
     try:
-        for name, (side, setting) in names.items():
-            workers[name] = Worker(command(side, key, setting, steps=steps, warmup=warmup, seed=done))
+        for name, (side, its, setting) in names.items():
+            workers[name] = Worker(command(side, its, setting, steps=steps, warmup=warmup, seed=done))
             workers[name].hello()  # before the next is started: what is computed once is timed too
-        if key["threads"] == 2 and key["job"] in ("sft", "grpo") and key["device"] == "cpu":
+        if on_two_cores(key):
             one = command("ours", key | {"threads": 1}, "default", steps=steps, warmup=warmup, seed=done)
             copies = [Worker(one, core=core) for core in (0, 1)]
             for worker in copies:

@@ -3,7 +3,7 @@
     python benchmarks/ours.py sft tiny --threads 1        (compare.py starts it and talks to it, see pace.py)
 
 A `Run` whose `steps` waits for the word before each step is all that differs from `posttrain train`: reading data,
-logging and samples.jsonl are inside the time.
+logging and samples.jsonl are inside the time. Under torchrun its processes train as one.
 """
 
 import argparse
@@ -18,7 +18,7 @@ import inputs
 import torch
 from pace import Pace, read_plan
 
-from posttrain import device
+from posttrain import device, dist
 from posttrain.algorithms import group, ppo, preference, reference, reward_model, sft
 from posttrain.models.load import load
 from posttrain.objectives.average import Average
@@ -33,6 +33,19 @@ from posttrain.train.run import Run, RunConfig
 MODULES = {"sft": sft, "rm": reward_model, "dpo": preference, "grpo": group, "rloo": group, "ppo": ppo}
 OPTIM = Optim(lr=1e-4, beta2=0.999)  # what the other side is given too
 REWARD = f"{Path(__file__).with_name('rewards.py')}:of_trajectory"
+
+
+class SharedPace(Pace):
+    """The pace of processes that train as one: the first talks and measures, the others follow."""
+
+    def say(self, **line) -> None:
+        """One line, by the first."""
+        if dist.rank() == 0:
+            super().say(**line)
+
+    def told(self) -> bool:
+        """What the first process was told."""
+        return dist.first(super().told)
 
 
 class PacedRun(Run):
@@ -131,7 +144,7 @@ def train(job: str, args: argparse.Namespace, pace: Pace) -> None:
     cfg = config(job, args.size, path, **same)
     if job == "dpo":
         time_reference(pace, inputs.JOBS[job].rows)
-    folder = Path(tempfile.mkdtemp(prefix="run-", dir=inputs.SCRATCH))
+    folder = Path(dist.first(lambda: tempfile.mkdtemp(prefix="run-", dir=inputs.SCRATCH)))
     try:
         run = PacedRun.open(folder, cfg)
         run.pace, run.probing = pace, args.probe
@@ -177,8 +190,8 @@ def main() -> None:
     parser.add_argument("--probe", action="store_true", help="say losses and how far the weights moved")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    pace = Pace(args.warmup, args.device)
-    (sample if args.job.startswith("sample-") else train)(args.job, args, pace)
+    with dist.joined():
+        (sample if args.job.startswith("sample-") else train)(args.job, args, SharedPace(args.warmup, args.device))
 
 
 if __name__ == "__main__":

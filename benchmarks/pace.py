@@ -56,13 +56,17 @@ class Pace:
         self._out.write(json.dumps(line) + "\n")
         self._out.flush()
 
+    def told(self) -> bool:
+        """Wait for the word; False where there is none any more."""
+        return sys.stdin.readline().strip() == "go"
+
     def begin(self, step: int) -> None:
         """Before a step. After the warm-up it waits for the word, and ends the process where there is none."""
         if step >= self.warmup:
             if not self._said_hello:
                 self.say(hello=self.facts)
                 self._said_hello = True
-            if sys.stdin.readline().strip() != "go":
+            if not self.told():
                 raise SystemExit(0)
             forget_peak(self.device)
         synchronize(self.device)

@@ -65,12 +65,19 @@ def row(key: dict, rounds: list[dict]) -> list[str]:
     ]
 
 
-def cores(key: dict, rounds: list[dict]) -> str | None:
-    """How two threads compare with two independent copies on a core each."""
-    found = [rate(r["took"]["ours"]) / rate(r["took"]["copies"]) for r in rounds if "copies" in r["took"]]
-    if not found:
-        return None
-    return f"{key['job']}, {key['size']}: two threads reach {statistics.median(found):.0%} of two one-core copies"
+def asides(key: dict, rounds: list[dict]) -> list[str]:
+    """What else was measured: two cores beside two independent copies, bfloat16 beside their best in float32."""
+    said = []
+    for ours, other, words in (
+        ("ours", "copies", "two threads reach {:.0%} of two one-core copies"),
+        ("processes", "copies", "two processes reach {:.0%} of two one-core copies"),
+        ("ours", "float32", "our bfloat16 is {:.2f} x their best in float32"),
+    ):
+        found = [rate(r["took"][ours]) / rate(r["took"][other]) for r in rounds if {ours, other} <= r["took"].keys()]
+        if found:
+            _, low, middle, high, _ = spread(found)
+            said.append(f"{key['job']}, {key['size']}: {words.format(middle)} ({low:.2f} to {high:.2f})")
+    return said
 
 
 def table(results: dict) -> str:
@@ -90,7 +97,7 @@ def table(results: dict) -> str:
     wide = [max(len(line[i]) for line in lines) for i in range(len(HEADER))]
     text = ["  ".join(x.ljust(w) for x, w in zip(line, wide, strict=True)).rstrip() for line in lines]
     text.insert(1, "-" * max(map(len, text)))
-    text += [said for key, rounds in groups.items() if (said := cores(dict(key), rounds))]
+    text += [said for key, rounds in groups.items() for said in asides(dict(key), rounds)]
     m = results["machine"]
     where = f"{m['cpu']}{', ' + m['gpu'] if m['gpu'] else ''}, our float32 products by {m['products']}"
     about = f"{where}; torch {m['torch']}, {', '.join(m['trl'])}; code {newest}"

@@ -19,10 +19,13 @@ class Failed(Exception):
 
 
 def command(side: str, key: dict, setting: str, *, steps: int, warmup: int, seed: int, probe: bool = False) -> list:
-    """The command of one side ("ours", "theirs", "floor") for a job, as key says."""
+    """The command of one side ("ours", "theirs", "floor") for a job, as key says; "processes": ours, one per thread."""
     job, size = key["job"], key["size"]
     told = [job, "--threads", key["threads"], "--steps", steps, "--warmup", warmup, "--seed", seed]
     told += ["--device", key["device"], "--precision", key["precision"], *(["--probe"] if probe else [])]
+    if side == "processes":
+        torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", key["threads"]]
+        return [*torchrun, HERE / "ours.py", *told[:1], size, *told[1:]]
     if side != "theirs":
         return [sys.executable, HERE / f"{side}.py", *told[:1], size, *told[1:]]
     files = ["--model", inputs.model_folder(size, scalar=job == "rm")]

@@ -126,9 +126,9 @@ def saved(
     """The memory of one forward and backward pass, beside weights and their gradients.
 
     Per layer and token, with D = hidden size, F = that of the MLP, H and K heads of d numbers: the stream twice, what
-    the two norms make of it, queries and keys before their own norms, attention's result, and three times F around
-    the gate. Inputs of products whose weights are frozen are not kept. Products in bfloat16 keep their inputs and
-    their weights in it; recomputed layers keep the stream alone, but for the one that is walked back.
+    the two norms make of it, queries and keys before their own norms, attention's result, and twice F, gate and up,
+    which an adapter makes three. Inputs of products whose weights are frozen are not kept. Products in bfloat16 keep
+    their inputs and their weights in it; recomputed layers keep the stream alone, but for the one that is walked back.
     """
     decoder = getattr(model, "decoder", model)
     cfg, layer = decoder.cfg, decoder.layers[0]
@@ -164,7 +164,7 @@ def _per_token(layer: nn.Module, cfg) -> tuple[int, int]:
     products = d_model * kept(attention.q_proj, attention.k_proj, attention.v_proj)
     products += cfg.num_attention_heads * d * kept(attention.o_proj)
     products += d_model * kept(mlp.gate_proj, mlp.up_proj)
-    products += 2 * wide + wide * kept(mlp.down_proj)
+    products += 2 * wide + wide * isinstance(mlp.down_proj, LoraLinear)
     return norms, products + sum(len(m.lora_A) for m in linears if isinstance(m, LoraLinear))
 
 
