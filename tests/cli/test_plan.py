@@ -67,10 +67,14 @@ def test_seven_billion_weights_from_their_config_alone(capsys, seven):
     assert parts["attention"] == 16384 * (32 * (4 * (4 * 4096) + 4 * 32) + 8)
 
 
-def test_each_remedy_saves_what_it_says(capsys, seven):
-    words = ["group", "--model", seven, "--longest", 500, "--sampling.max-tokens", 524, "--memory", 200]
+@pytest.mark.parametrize(
+    ("longest_answer", "highest", "saving"), [(524, "rollout", "slots"), (200, "training step", "optim.micro_tokens")]
+)
+def test_each_remedy_saves_what_it_says(capsys, seven, longest_answer, highest, saving):
+    words = ["group", "--model", seven, "--longest", 500, "--sampling.max-tokens", longest_answer, "--memory", 200]
     found = planned(capsys, *words)
-    assert {r["setting"].split(" =")[0] for r in found["remedies"]} >= {"optim.micro_tokens", "lora.rank"}
+    assert found["peak"]["moment"].startswith(highest)
+    assert {r["setting"].split(" =")[0] for r in found["remedies"]} >= {saving, "lora.rank"}
     for remedy in found["remedies"]:
         key, value = remedy["setting"].split(" = ")
         then = planned(capsys, *words, f"--{key}", value)
