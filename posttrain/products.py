@@ -19,12 +19,22 @@ _ENOUGH = 8
 
 
 def mm(a: Tensor, b: Tensor, *, out: Tensor | None = None) -> Tensor:
-    """a @ b for [M, K] and [K, N] of any type, to that type's rounding. out: [M, N] to write into. No gradient."""
+    """a @ b for [M, K] and [K, N] of any type, to that type's rounding. No gradient.
+
+    out: [M, N] to write into, of that type or a wider one.
+    """
+    if out is not None and out.dtype != a.dtype:
+        return out.copy_(torch.mm(a, b))
     return _by_the_faster(torch.mm, a, b, out=out)
 
 
 def add_mm(total: Tensor, a: Tensor, b: Tensor) -> Tensor:
-    """total += a @ b, in place, for [M, N], [M, K] and [K, N] of one type, without a second [M, N]. No gradient."""
+    """total += a @ b, in place, for [M, N], [M, K] and [K, N]. No gradient.
+
+    total: of the others' type, and then no second [M, N] is made; or of a wider one, so that many products may add up.
+    """
+    if total.dtype != a.dtype:
+        return total.add_(torch.mm(a, b))
     return _by_the_faster(total.addmm_, a, b)
 
 

@@ -138,7 +138,8 @@ class _Gate(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad):
-        return _ungate(grad, *ctx.saved_tensors)
+        gate, up = ctx.saved_tensors
+        return _ungate(grad, gate, up, F.silu(gate))
 
 
 class _GatedLinear(torch.autograd.Function):
@@ -156,13 +157,15 @@ class _GatedLinear(torch.autograd.Function):
     def backward(ctx, grad):
         gate, up, weight = ctx.saved_tensors
         _, _, needs_weight, needs_bias = ctx.needs_input_grad
-        of_weight = mm(grad.t(), F.silu(gate).mul_(up)) if needs_weight else None
-        return *_ungate(mm(grad, weight), gate, up), of_weight, grad.sum(0) if needs_bias else None
+        open_gate = F.silu(gate)
+        of_weight = mm(grad.t(), open_gate * up) if needs_weight else None
+        return *_ungate(mm(grad, weight), gate, up, open_gate), of_weight, grad.sum(0) if needs_bias else None
 
 
-def _ungate(grad: Tensor, gate: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
-    """Gradients of gate and up from that of silu(gate) · up."""
-    return torch.ops.aten.silu_backward(grad * up, gate), grad * F.silu(gate)
+def _ungate(grad: Tensor, gate: Tensor, up: Tensor, open_gate: Tensor) -> tuple[Tensor, Tensor]:
+    """Gradients of gate and up from that of silu(gate) · up. open_gate: silu(gate), written over."""
+    slope = grad * up
+    return torch.ops.aten.silu_backward.grad_input(slope, gate, grad_input=slope), open_gate.mul_(grad)
 
 
 class RMSNorm(nn.Module):

@@ -203,6 +203,7 @@ def logprobs_from_hidden(
     temperature: Tensor | float = 1.0,
     chunk: int = 1024,
     needs: tuple[str, ...] = (),
+    backward: torch.dtype | None = None,
 ) -> TokenStats:
     """Log-probabilities straight from hidden states and the output matrix, without ever holding all the logits.
 
@@ -214,6 +215,7 @@ def logprobs_from_hidden(
     chunk: rows whose logits exist at one time; one matrix of chunk · V numbers is alive at the peak, or three for the
         entropy, plus at most 64 MiB kept for the backward.
     needs: which further statistics to make, among "entropy", "sum_sq", "mean_logp", "mean_logit" and "top1".
+    backward: type of the two products of the backward, such as torch.bfloat16; default: that of the forward.
 
     Returns TokenStats, logarithms in nats. Works in float64 if hidden is, else in float32 (bfloat16 log-softmax loses
     the digits on which importance ratios stand). Differentiable once, in hidden and weight. ConfigError for a statistic
@@ -233,7 +235,8 @@ def logprobs_from_hidden(
         raise ConfigError(f"temperature = {temperature}: greedy sampling has no log-probabilities of its own; use 1.0.")
     elif temperature != 1:
         hidden = hidden / temperature
-    return TokenStats(*_ChunkedHead.apply(hidden, weight.to(wide), targets, chunk, needs, torch.is_grad_enabled()))
+    keep = torch.is_grad_enabled()
+    return TokenStats(*_ChunkedHead.apply(hidden, weight.to(wide), targets, chunk, needs, keep, backward or wide))
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:
@@ -249,7 +252,7 @@ class _ChunkedHead(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, hidden, weight, targets, chunk, needs, keep):
+    def forward(ctx, hidden, weight, targets, chunk, needs, keep, products):
         rows = hidden.shape[0]
         logp, lse = hidden.new_empty(rows), hidden.new_empty(rows)
         ent, sum_sq, mean, mean_logit = (hidden.new_empty(rows) if n in needs else None for n in _NEEDS[:4])
@@ -284,7 +287,7 @@ class _ChunkedHead(torch.autograd.Function):
                 room -= size
                 kept += e, total
             del z, e  # before the next chunk asks for its memory
-        ctx.chunk = chunk
+        ctx.chunk, ctx.products = chunk, products
         ctx.save_for_backward(hidden, weight, targets, lse, ent, *kept)  # freed before the layers walk back
         ctx.set_materialize_grads(False)
         ctx.mark_non_differentiable(*(x for x in (sum_sq, mean_logit, top1) if x is not None))
@@ -298,7 +301,8 @@ class _ChunkedHead(torch.autograd.Function):
         grad_hidden = torch.zeros_like(hidden) if needs_hidden else None
         grad_weight = torch.zeros_like(weight) if needs_weight else None
         if grad_logp is None and grad_ent is None and grad_mean is None:
-            return grad_hidden, grad_weight, None, None, None, None
+            return grad_hidden, grad_weight, *[None] * 5
+        other = weight.to(ctx.products) if needs_hidden else None
         for n, i in enumerate(range(0, hidden.shape[0], ctx.chunk)):
             part = slice(i, i + ctx.chunk)
             if 2 * n < len(kept):
@@ -320,9 +324,10 @@ class _ChunkedHead(torch.autograd.Function):
                 dz += (grad_mean[part] / dz.shape[1])[:, None]
             if grad_logp is not None:
                 dz.scatter_add_(1, targets[part, None], grad_logp[part, None])
+            dz = dz.to(ctx.products)
             if needs_hidden:
-                mm(dz, weight, out=grad_hidden[part])
+                mm(dz, other, out=grad_hidden[part])
             if needs_weight:
-                add_mm(grad_weight, dz.t(), hidden[part])
+                add_mm(grad_weight, dz.t(), hidden[part].to(ctx.products))
             del e, dz
-        return grad_hidden, grad_weight, None, None, None, None
+        return grad_hidden, grad_weight, *[None] * 5

@@ -94,7 +94,8 @@ class Optim:
     """Real tokens per micro-batch: bounds memory, does not change the gradient."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """Of the layers' matrix products, in training and in sampling: bfloat16 is up to twice as fast where the processor
-    has it. Weights, sums, attention's softmax, the head's log-probabilities and AdamW stay float32."""
+    has it. So are the two of the head's backward pass; its log-probabilities, weights, sums, attention's softmax and
+    AdamW stay float32."""
     recompute: bool = field(default=False, metadata={"may_change": True})
     """Gradient checkpointing: keep one state per token and layer, and compute the rest again in the backward pass. A
     quarter to a third slower; the same gradient."""
@@ -350,6 +351,7 @@ def forward(model: nn.Module, batch: TokenBatch, needs: tuple[Need, ...]) -> Out
             batch.tokens[rows, at],
             temperature=batch.temperature[rows].to(hidden.dtype),
             needs=wanted,
+            backward=model.products,
         )
         for name in ("logp", *wanted):
             found[name] = hidden.new_zeros(n, t).index_put((rows, at), getattr(stats, name))

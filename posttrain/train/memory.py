@@ -145,7 +145,7 @@ def saved(
     if "values" in needs:
         head, at_head, slope = size.tokens * d_model * e, size.tokens * d_model * e, 0
     else:
-        head, at_head, slope = _head(decoder, size, needs)
+        head, at_head, slope = _head(decoder, size, needs, p)
     after = size.tokens * (p * 3 * wide + e * d_model) + (inner + grids) * recompute + slope - head
     return Saved(layers, attention, head, max(at_head, after, 0))
 
@@ -173,8 +173,11 @@ def _product_weights(layer: nn.Module) -> int:
     return sum(p.numel() for p in layer.parameters() if p.dim() == 2)
 
 
-def _head(decoder: nn.Module, size: Sizes, needs: Sequence[str]) -> tuple[int, int, int]:
-    """Bytes that the chunked head keeps, that are alive in its backward pass, and of the slope of its weight."""
+def _head(decoder: nn.Module, size: Sizes, needs: Sequence[str], product: int) -> tuple[int, int, int]:
+    """Bytes that the chunked head keeps, that are alive in its backward pass, and of the slope of its weight.
+
+    product: bytes of a number in the products of that pass. Fewer than 4 ask for copies of what goes into them.
+    """
     vocab, d_model = decoder.cfg.vocab_size, decoder.cfg.hidden_size
     tied, rows = decoder.lm_head is None, _trained_rows(decoder)
     table = decoder.embed_tokens if tied else decoder.lm_head
@@ -185,6 +188,8 @@ def _head(decoder: nn.Module, size: Sizes, needs: Sequence[str]) -> tuple[int, i
     head = kept + size.learned * (d_model * 4 + 6 * INDEX) + matrix * rows
     slope = matrix * (rows or table.weight.requires_grad)
     at_head = size.learned * d_model * 4 + slope + chunk * (2 if "entropy" in needs else 1)
+    if product < 4:  # the slopes of a chunk's logits, and the weight or then its own slope before it is added
+        at_head += chunk * product // 4 + matrix * product // 4 * (1 + bool(slope))
     return head, at_head, slope * tied
 
 

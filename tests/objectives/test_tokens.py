@@ -172,6 +172,23 @@ def test_what_is_asked_for_but_not_used_changes_no_bit_of_the_gradient():
     assert torch.equal(*slopes)
 
 
+@pytest.mark.parametrize("needs", [(), NEEDS])
+def test_bfloat16_in_the_backward_rounds_the_gradient_and_nothing_else(needs):
+    hidden, weight, targets = head()
+    hidden, weight = hidden.float(), weight.float()
+    found = {}
+    for backward in (None, torch.bfloat16):
+        h, w = hidden.clone().requires_grad_(), weight.clone().requires_grad_()
+        stats = logprobs_from_hidden(h, w, targets, chunk=5, needs=needs, backward=backward)
+        sum(x.square().sum() for x in stats if x is not None and x.requires_grad).backward()
+        found[backward] = stats, h.grad, w.grad
+    (exact, *slopes), (same, *rounded) = found.values()
+    assert all(torch.equal(x, y) for x, y in zip(exact, same, strict=True) if x is not None)
+    for fine, coarse in zip(slopes, rounded, strict=True):
+        assert coarse.dtype == torch.float32
+        assert 0 < (fine - coarse).norm() < 2**-7 * fine.norm()
+
+
 def test_temperature_is_given_not_learned():
     hidden, weight, targets = head()
     temperature = (torch.rand(23) + 0.5).requires_grad_()
