@@ -138,7 +138,10 @@ def sides(key: dict, best: str, results: Results) -> dict[str, tuple[str, dict, 
         found["float32"] = ("theirs", plain, fastest(plain, results))
     if on_two_cores(key):
         found["processes"] = ("processes", key, "default")
-    return found | {"floor": ("floor", key, "default")}
+    found["floor"] = ("floor", key, "default")
+    if key["precision"] == "float32" and key["device"] == "cpu" and products.library() == "oneDNN":
+        found["plain floor"] = ("floor", key, "plain")
+    return found
 
 
 def on_two_cores(key: dict) -> bool:

@@ -1,4 +1,5 @@
 """The floor of a job: the time that its matrix products alone would take, at the best rate of torch for their shapes.
+With --plain, at that of `torch.mm` itself, where `posttrain.products` has a faster way.
 
     python benchmarks/floor.py grpo small --threads 1     (compare.py starts it and talks to it, see pace.py)
 
@@ -10,6 +11,7 @@ own products, norms, softmax and the optimizer are left out: no program is at 10
 
 import argparse
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import inputs
@@ -17,7 +19,7 @@ import torch
 from pace import Pace, read_plan, synchronize
 from torch import Tensor
 
-from posttrain.products import mm
+from posttrain import products
 
 HEAD_ROWS = 1024  # logits of more rows are made in turns, as any program with a large vocabulary must
 SHOWN = 8  # of many equal passes so many are timed
@@ -68,7 +70,8 @@ def passes(job: str, rows: list) -> list[Pass]:
 class Products:
     """Random weights of every product of a model, and a pass through them."""
 
-    def __init__(self, size: str, device: str, dtype: torch.dtype):
+    def __init__(self, size: str, device: str, dtype: torch.dtype, mm: Callable[..., Tensor]):
+        self.mm = mm
         s = inputs.SIZES[size]
         inner = s.heads * s.head_dim
         pairs = [
@@ -106,10 +109,10 @@ class Products:
         """x Wᵀ, and for the way back g W and gᵀ x, into memory that is there already."""
         out, wide = weight.shape
         x, y = self._space("x", rows, wide), self._space("y", rows, out)
-        mm(x, weight.t(), out=y)
+        self.mm(x, weight.t(), out=y)
         if backward:
-            mm(y, weight, out=self._space("dx", rows, wide))
-            mm(y.t(), x, out=self._space("dw", out, wide))
+            self.mm(y, weight, out=self._space("dx", rows, wide))
+            self.mm(y.t(), x, out=self._space("dw", out, wide))
 
     def _space(self, name: str, *shape: int) -> Tensor:
         key = (name, *shape)
@@ -129,15 +132,16 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--precision", default="float32")
+    parser.add_argument("--plain", action="store_true", help="products by torch.mm, as everybody calls it")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     plan = read_plan(inputs.data_files(args.size, args.job, args.steps, args.seed)[1])
     what = inputs.JOBS[args.job]
     pace = Pace(args.warmup, args.device)
-    products = Products(args.size, args.device, getattr(torch, args.precision))
+    work = Products(args.size, args.device, getattr(torch, args.precision), torch.mm if args.plain else products.mm)
     for step in range(args.steps):
         pace.begin(step)
-        seconds = sum(map(products.seconds, passes(args.job, plan[step]["rows"])))
+        seconds = sum(map(work.seconds, passes(args.job, plan[step]["rows"])))
         generated = len(plan[step]["rows"]) * what.samples * what.answer
         pace.end(step, generated or plan[step]["tokens"], seconds=seconds)
 

@@ -66,11 +66,12 @@ def row(key: dict, rounds: list[dict]) -> list[str]:
 
 
 def asides(key: dict, rounds: list[dict]) -> list[str]:
-    """What else was measured: two cores beside two independent copies, bfloat16 beside their best in float32."""
+    """What else was measured: two cores beside two copies, the floor of torch.mm, bfloat16 beside their float32."""
     said = []
     for ours, other, words in (
         ("ours", "copies", "two threads reach {:.0%} of two one-core copies"),
         ("processes", "copies", "two processes reach {:.0%} of two one-core copies"),
+        ("ours", "plain floor", "{:.0%} of the floor at torch.mm's own rate"),
         ("ours", "float32", "our bfloat16 is {:.2f} x their best in float32"),
     ):
         found = [rate(r["took"][ours]) / rate(r["took"][other]) for r in rounds if {ours, other} <= r["took"].keys()]

@@ -27,7 +27,8 @@ def command(side: str, key: dict, setting: str, *, steps: int, warmup: int, seed
         torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", key["threads"]]
         return [*torchrun, HERE / "ours.py", *told[:1], size, *told[1:]]
     if side != "theirs":
-        return [sys.executable, HERE / f"{side}.py", *told[:1], size, *told[1:]]
+        plain = ["--plain"] if setting == "plain" else []
+        return [sys.executable, HERE / f"{side}.py", *told[:1], size, *told[1:], *plain]
     files = ["--model", inputs.model_folder(size, scalar=job == "rm")]
     files += ["--data", inputs.data_files(size, job, steps, seed)[1], "--scratch", inputs.SCRATCH / "trl"]
     what = ["--what", json.dumps(dataclasses.asdict(inputs.JOBS[job])), "--setting", json.dumps(peers.of(job)[setting])]
