@@ -20,6 +20,7 @@ LAYERS = (
     "train.folder",  # what a run folder is, without torch: models are taken from runs by name
     "dist",
     "device",
+    "heap",
     "products",
     "sandbox",
     "scale.distributed",  # one model over several processes: below all that holds a model

@@ -126,24 +126,26 @@ class Cache:
         cfg, w = model.cfg, model.embed_tokens.weight
         shape = (cfg.num_hidden_layers, 2, slots, cfg.num_key_value_heads, length, cfg.head_dim)
         self.memory = torch.zeros(shape, dtype=w.dtype, device=w.device)
-        self.slots, self.length = slots, length
+        self.length = length
+        self._flat = self.memory.flatten(1, -2).unbind()  # of each layer [2 * S * K * L, d]
+        starts = torch.arange(2 * slots * cfg.num_key_value_heads, device=w.device) * length
+        self._starts = torch.cat(starts.view(2, slots, -1).unbind(), 1)  # [S, 2K] where heads of a slot begin there
 
-    def places(self, slots: Tensor, positions: Tensor) -> Tensor:
+    def places(self, slots: Tensor | slice, positions: Tensor) -> Tensor:
         """[M * 2K] where keys and values of token m of slot `slots[m]` stand in a layer's flat [2 * S * K * L, d]."""
-        heads = self.memory.shape[3]
-        head = torch.arange(heads, device=slots.device)
-        first = torch.cat((head, head + self.slots * heads)) + slots[:, None] * heads
-        return (first * self.length + positions[:, None]).flatten()
+        return (self._starts[slots] + positions[:, None]).flatten()
 
     def write(self, layer: int, places: Tensor, kv: Tensor) -> None:
         """Store keys and values [M, 2K, d] of new tokens. One flat index copy: a three-way index is far slower."""
-        self.memory[layer].view(-1, kv.shape[-1]).index_copy_(
-            0, places, kv.reshape(-1, kv.shape[-1]).to(self.memory.dtype)
-        )
+        self._flat[layer].index_copy_(0, places, kv.reshape(-1, kv.shape[-1]).to(self.memory.dtype))
 
-    def read(self, layer: int, slots: int, length: int) -> tuple[Tensor, Tensor]:
-        """Keys and values [slots, K, length, d] of the first slots; views, of which a batched product needs no copy."""
-        return self.memory[layer, 0, :slots, :, :length], self.memory[layer, 1, :slots, :, :length]
+    def read(self, slots: int, length: int) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+        """Of every layer the keys, transposed, [slots * K, d, length] and the values [slots * K, length, d].
+
+        Of the first slots; views, of which a batched product needs no copy.
+        """
+        held = self.memory[:, :, :slots, :, :length].flatten(2, 3)
+        return held[:, 0].transpose(2, 3).unbind(), held[:, 1].unbind()
 
     def copy(self, source: Tensor, target: Tensor, length: int) -> None:
         """Copy the first `length` tokens of the slots `source` [n] to the slots `target` [n], which must differ."""
@@ -168,15 +170,16 @@ def decode_attention(cache: Cache, positions: Tensor) -> Attention:
     The plain way, which `decoding.py` is held against.
     """
     m, longest = len(positions), int(positions.max()) + 1
-    places = cache.places(torch.arange(m, device=positions.device), positions)
+    places = cache.places(slice(m), positions)
+    keys, values = cache.read(m, longest)
     behind = torch.arange(longest, device=positions.device) > positions[:, None]
     bias = cache.memory.new_zeros(m, longest).masked_fill_(behind, -torch.inf)[:, None, None]  # [M, 1, 1, longest]
 
     def attention(i: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         cache.write(i, places, torch.cat((k, v), 1))
-        keys, values = cache.read(i, m, longest)
         q = (q * q.shape[-1] ** -0.5).unflatten(1, (k.shape[1], -1))  # [M, K, H/K, d]: queries that share a key
-        return ((q @ keys.transpose(2, 3) + bias).softmax(-1) @ values).flatten(1)
+        scores = q @ keys[i].unflatten(0, (m, -1)) + bias
+        return (scores.softmax(-1) @ values[i].unflatten(0, (m, -1))).flatten(1)
 
     return attention
 

@@ -19,7 +19,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from posttrain.models.attention import Cache
 from posttrain.models.decoder import Decoder, Layer, RMSNorm
-from posttrain.products import mm
+from posttrain.products import add_mm, mm
 
 _optimizer_steps = 0
 
@@ -75,10 +75,10 @@ class Decoding:
         cfg, m = self.model.cfg, len(tokens)
         heads, shared, d = cfg.num_attention_heads, cfg.num_key_value_heads, cfg.head_dim
         turned = heads + shared
-        cos, sin = (x[positions][:, None] for x in self._rotations(cache))
-        longest = int(positions.max()) + 1
-        places = cache.places(torch.arange(m, device=positions.device), positions)
-        bias = _unwritten(positions, longest, cache)
+        cos, sin = (x.index_select(0, positions)[:, None] for x in self._rotations(cache))
+        shortest, longest = (int(x) + 1 for x in positions.aminmax())
+        places, (keys, values) = cache.places(slice(m), positions), cache.read(m, longest)
+        bias = None if shortest == longest else _unwritten(positions, longest, cache).repeat_interleave(shared, 0)
         x = F.embedding(tokens, self._embedding)
         for i, w in enumerate(self._layers):
             qkv = _product(self._normed(x), w.qkv, w.qkv_bias).to(x.dtype).view(m, turned + shared, d)
@@ -86,17 +86,15 @@ class Decoding:
             if w.qk_norm is not None:
                 qk.copy_(_normalised(qk, cfg.rms_norm_eps)).mul_(w.qk_norm)
             a, b = qk.chunk(2, dim=-1)
-            crossed = torch.cat((b, a), dim=-1).mul_(sin)
-            qk.mul_(cos).add_(crossed)
+            crossed = torch.cat((b, a), dim=-1)
+            qk.mul_(cos).addcmul_(crossed, sin)
             cache.write(i, places, qkv[:, heads:])
-            keys, values = cache.read(i, m, longest)
-            scores = qkv[:, :heads].reshape(m, shared, -1, d) @ keys.transpose(2, 3)  # queries that share a key
-            if bias is not None:
-                scores += bias
-            mixed = (scores.softmax(-1) @ values).view(m, heads * d)
-            x = x + _product(mixed.to(self.dtype), w.out, w.out_bias)
+            queries = qkv[:, :heads].reshape(m * shared, -1, d)  # those that share a key side by side
+            scores = torch.bmm(queries, keys[i]) if bias is None else torch.baddbmm(bias, queries, keys[i])
+            mixed = torch.bmm(scores.softmax(-1), values[i]).view(m, heads * d)
+            _add_product(x, mixed.to(self.dtype), w.out, w.out_bias)
             gate, up = _product(self._normed(x), w.gate_up, w.gate_up_bias).chunk(2, dim=-1)
-            x = x + _product(F.silu(gate).mul_(up), w.down, w.down_bias)
+            _add_product(x, F.silu(gate).mul_(up), w.down, w.down_bias)
         return mm(self._normed(x), self._head)
 
     def _normed(self, x: Tensor) -> Tensor:
@@ -116,7 +114,8 @@ class Decoding:
         heads, shared = self.model.cfg.num_attention_heads, self.model.cfg.num_key_value_heads
         norms = None
         if mine.q_norm is not None:
-            norms = (mine.q_norm.weight * scale).expand(heads, -1), mine.k_norm.weight.expand(shared, -1)
+            # sqrt(d), which `_normalised` leaves out, and attention's scale cancel for queries
+            norms = mine.q_norm.weight.expand(heads, -1), (mine.k_norm.weight / scale).expand(shared, -1)
             norms, scale = torch.cat(norms), 1.0
         projections = (mine.q_proj, mine.k_proj, mine.v_proj)
         weights = [dense(p) for p in projections]
@@ -139,8 +138,8 @@ class Decoding:
         )
 
     def _columns(self, weight: Tensor, norm: RMSNorm | None = None) -> Tensor:
-        """A projection [out, in] as [in, out], behind a norm with that norm's weight multiplied in."""
-        weight = weight if norm is None else weight * norm.weight
+        """A projection [out, in] as [in, out], behind a norm with what `_normalised` leaves out multiplied in."""
+        weight = weight if norm is None else weight * (norm.weight * len(norm.weight) ** 0.5)
         return weight.detach().t().to(self.dtype).contiguous()
 
     def _bias(self, parts: list[Tensor | None]) -> Tensor | None:
@@ -157,14 +156,18 @@ def _product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return y if bias is None else y.add_(bias)
 
 
+def _add_product(x: Tensor, y: Tensor, weight: Tensor, bias: Tensor | None) -> None:
+    add_mm(x, y, weight)
+    if bias is not None:
+        x.add_(bias)
+
+
 def _normalised(x: Tensor, eps: float) -> Tensor:
-    """RMSNorm without a weight, in half the calls that `F.rms_norm` makes on a CPU."""
-    return x * x.square().mean(-1, keepdim=True).add_(eps).rsqrt_()
+    """RMSNorm without a weight, divided by sqrt(D), in half the calls that `F.rms_norm` makes on a CPU."""
+    return x * x.square().sum(-1, keepdim=True).add_(eps * x.shape[-1]).rsqrt_()
 
 
-def _unwritten(positions: Tensor, longest: int, cache: Cache) -> Tensor | None:
-    """-inf [M, 1, 1, longest] at places behind each sequence's end; None where all are equally long."""
-    if int(positions.min()) + 1 == longest:
-        return None
+def _unwritten(positions: Tensor, longest: int, cache: Cache) -> Tensor:
+    """[M, 1, longest]: -inf at places behind each sequence's end, else 0."""
     behind = torch.arange(longest, device=positions.device) > positions[:, None]
-    return cache.memory.new_zeros(len(positions), longest).masked_fill_(behind, -torch.inf)[:, None, None]
+    return cache.memory.new_zeros(len(positions), longest).masked_fill_(behind, -torch.inf)[:, None]

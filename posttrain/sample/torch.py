@@ -16,6 +16,7 @@ from torch import Tensor
 
 from posttrain import dist, rng
 from posttrain.errors import ConfigError, DataError, InvariantError, NonFiniteError
+from posttrain.heap import keep_freed
 from posttrain.models.attention import Cache, pack_lengths, prefill_attention
 from posttrain.models.decoder import Decoder
 from posttrain.models.decoding import Decoding
@@ -37,6 +38,7 @@ class TorchSampler:
     ):
         if slots < 1:
             raise ConfigError(f"slots = {slots}: the sampler decodes at least one sequence at a time")
+        keep_freed()
         self.learner_model = self.model = model
         if dist.world() > 1:
             from posttrain.scale.distributed import whole_copy
@@ -86,7 +88,8 @@ class TorchSampler:
         cache = self._begin(min(self.slots, len(prompts)), longest)  # of this call: training gets its memory back
         record = _Record(len(prompts), max(limits), self.model.head_weight)
         draws = _draws(prompts, seeds, record.width).to(self.model.head_weight.device)
-        live, begun = _Live.none(self.model.head_weight.device), 0
+        nobody = live = _Live.none(draws.device)
+        begun = 0
         while begun < len(prompts) or len(live):
             free, waiting = self.slots - len(live), len(prompts) - begun
             if waiting and free >= min(waiting, max(1, self.slots // 8)):  # a pass for one new row would be dear
@@ -96,8 +99,8 @@ class TorchSampler:
                 begun += len(fresh)
             else:
                 logits = self._decode(cache, live.token, live.place - 1)
-                live, new = _Live.none(logits.device), live
-            new.token, logp, kept = laws.choose(logits, new, draws[new.cell])
+                live, new = nobody, live
+            new.token, logp, kept = laws.choose(logits, new, draws.index_select(0, new.cell))
             record.write(new.cell, new.token, logp, kept)
             live = live.join(new.advance())
             live = self._retire(cache, live, laws, record)
@@ -247,7 +250,7 @@ class _Laws:
 
     def stopped(self, live: _Live) -> Tensor:
         if len(self.ways) == 1:
-            return self.stops[0][live.token]
+            return self.stops[0].index_select(0, live.token)
         return self.stops[self.of[live.request], live.token]
 
 
@@ -263,10 +266,10 @@ class _Record:
         self.length = torch.zeros(requests, dtype=torch.long, device=like.device)
 
     def write(self, cell: Tensor, token: Tensor, logp: Tensor, kept: Tensor | None) -> None:
-        self.tokens[cell] = token
-        self.logp[cell] = logp
+        self.tokens.index_copy_(0, cell, token)
+        self.logp.index_copy_(0, cell, logp)
         if kept is not None:
-            self.kept[cell] = kept
+            self.kept.index_copy_(0, cell, kept)
 
     def completions(self, params: Sequence[SamplingParams]) -> list[Completion]:
         if not self.logp.isfinite().all():

@@ -5,16 +5,15 @@ promised too much ends the process without a word. Hence `free` beside the error
 """
 
 import contextlib
-import ctypes
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from posttrain import heap
 from posttrain.errors import OutOfMemory
 
 _CGROUP = Path("/sys/fs/cgroup")
-_MMAP_THRESHOLD, _TRIM_THRESHOLD = -3, -1  # of mallopt(3)
 _SIGNS = ("out of memory", "not enough memory", "can't allocate memory", "cannot allocate memory", "bad_alloc")
 
 
@@ -35,7 +34,7 @@ def machine(device: str | None = None) -> Machine | None:
         free, total = torch.cuda.mem_get_info()
         idle = torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
         return Machine(torch.cuda.get_device_name(), total, free + idle)
-    _call("malloc_trim", 0)  # what the allocator kept would be free, see `keep_freed`
+    heap.give_back()
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
     except OSError:
@@ -46,25 +45,6 @@ def machine(device: str | None = None) -> Machine | None:
     if limit is not None and limit[0] < total:
         total, free = limit[0], min(free, limit[1])
     return Machine("RAM", total, free)
-
-
-def keep_freed() -> None:
-    """Let the C library keep the memory that a step has freed for the next one.
-
-    glibc returns the end of its heap after every backward pass and has it cleared page by page in the next: 7 % of the
-    time of a training step on a model of 2.8 M parameters. Peaks stay as they were: blocks above 32 MiB, the most that
-    glibc itself comes to, are returned as before. Left alone are other C libraries, and who has set glibc's variables.
-    """
-    if any(name.startswith("MALLOC_") for name in os.environ) or "glibc.malloc" in os.environ.get("GLIBC_TUNABLES", ""):
-        return
-    _call("mallopt", _MMAP_THRESHOLD, 32 << 20)
-    _call("mallopt", _TRIM_THRESHOLD, -1)
-
-
-def _call(name: str, *values: int) -> None:
-    """Call a function of glibc on its allocator, where this is glibc."""
-    with contextlib.suppress(AttributeError, OSError, TypeError):  # another C library, or none that can be asked
-        getattr(ctypes.CDLL(None), name)(*values)
 
 
 def _without_proc() -> Machine | None:

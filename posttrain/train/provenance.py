@@ -15,8 +15,8 @@ from typing import Any
 
 from posttrain import config, device, dist
 from posttrain.errors import ConfigError
+from posttrain.heap import keep_freed
 from posttrain.train import checkpoint
-from posttrain.train.machine import keep_freed
 
 PACKAGES = ("posttrain", "torch", "numpy", "safetensors", "tokenizers", "transformers")
 

@@ -59,7 +59,8 @@ def test_a_container_has_what_its_limit_leaves(tmp_path, monkeypatch):
 
 KEEPING = """
 import resource, torch
-from posttrain.train.machine import keep_freed, machine
+from posttrain.heap import keep_freed
+from posttrain.train.machine import machine
 
 def resident():
     return int(open("/proc/self/statm").read().split()[1]) * resource.getpagesize()
