@@ -13,6 +13,7 @@ import argparse
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import inputs
 import torch
@@ -138,7 +139,12 @@ def main() -> None:
     plan = read_plan(inputs.data_files(args.size, args.job, args.steps, args.seed)[1])
     what = inputs.JOBS[args.job]
     pace = Pace(args.warmup, args.device)
-    work = Products(args.size, args.device, getattr(torch, args.precision), torch.mm if args.plain else products.mm)
+    work = Products(
+        args.size,
+        args.device,
+        getattr(torch, args.precision),
+        torch.mm if args.plain else partial(products.by_onednn, torch.mm),
+    )
     for step in range(args.steps):
         pace.begin(step)
         seconds = sum(map(work.seconds, passes(args.job, plan[step]["rows"])))

@@ -1,12 +1,14 @@
 """Products by another library are the same products: values and gradients, to float32 rounding, and torch's setting."""
 
+from functools import partial
+
 import pytest
 import torch
 import torch.nn.functional as F
 
 from posttrain import products
 
-SHAPES = [(1, 5, 3), (8, 8, 8), (7, 192, 64), (64, 192, 512), (300, 130, 70)]
+SHAPES = [(1, 5, 3), (8, 8, 8), (7, 192, 64), (64, 192, 512), (100, 64, 40), (300, 130, 70), (1365, 40, 24)]
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -40,6 +42,33 @@ def test_other_types_are_torch_s_own(dtype):
     x, w = torch.randn(20, 30).to(dtype), torch.randn(40, 30).to(dtype)
     assert torch.equal(products.linear(x, w), F.linear(x, w))
     assert torch.equal(products.mm(x, w.t()), torch.mm(x, w.t()))
+
+
+@pytest.mark.parametrize("m", [3, 16, 100, 1365])
+def test_what_is_added_to_stays_and_wider_sums_are_of_the_wider_type(m):
+    a, b, start = torch.randn(m, 24), torch.randn(m, 32), torch.randn(24, 32)
+    exact = start.double() + a.double().t() @ b.double()
+    close = partial(torch.testing.assert_close, rtol=0, atol=1e-5 * m**0.5)
+    close(products.mm_over_rows(a, b, total=start.clone()).double(), exact)
+    close(products.mm_over_rows(a, b).double(), exact - start.double())
+    kept = start.clone()
+    assert products.mm_over_rows(a.bfloat16(), b.bfloat16(), total=kept) is kept and kept.dtype == torch.float32
+    torch.testing.assert_close(kept.double(), exact, rtol=0, atol=0.1 * m**0.5)
+    total = torch.randn(m, 32)
+    exact = total.double() + a.double() @ start.double()
+    close(products.add_mm(total, a, start).double(), exact)
+
+
+def test_blocks_cover_all_rows_and_have_few_sizes():
+    """Every size of a product costs memory that oneDNN keeps for ever."""
+    sizes = set()
+    for rows in range(16, 16385):
+        *blocks, rest = products._blocks(rows)
+        stops = [0, *(b.stop for b in blocks), rest.stop]
+        assert [b.start for b in (*blocks, rest)] == stops[:-1] and stops[-1] == rows
+        assert rest.stop - rest.start < (16 if rows <= 128 else 64)
+        sizes |= {b.stop - b.start for b in blocks}
+    assert len(sizes) <= 20
 
 
 def test_it_writes_where_it_is_told_and_leaves_the_setting():

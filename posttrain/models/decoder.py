@@ -20,7 +20,7 @@ from torch.utils.checkpoint import checkpoint
 
 from posttrain.errors import ModelError
 from posttrain.models.attention import Attention, pack_lengths, packed_attention, padded_attention
-from posttrain.products import Linear, linear, mm
+from posttrain.products import Linear, linear, mm, mm_over_rows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,7 +158,7 @@ class _GatedLinear(torch.autograd.Function):
         gate, up, weight = ctx.saved_tensors
         _, _, needs_weight, needs_bias = ctx.needs_input_grad
         open_gate = F.silu(gate)
-        of_weight = mm(grad.t(), open_gate * up) if needs_weight else None
+        of_weight = mm_over_rows(grad, open_gate * up) if needs_weight else None
         return *_ungate(mm(grad, weight), gate, up, open_gate), of_weight, grad.sum(0) if needs_bias else None
 
 

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from posttrain.errors import ConfigError, ShapeError
-from posttrain.products import add_mm, mm
+from posttrain.products import mm, mm_over_rows
 
 _NEEDS = ("entropy", "sum_sq", "mean_logp", "mean_logit", "top1")
 _KEEP_BYTES = 64 * 2**20
@@ -328,6 +328,6 @@ class _ChunkedHead(torch.autograd.Function):
             if needs_hidden:
                 mm(dz, other, out=grad_hidden[part])
             if needs_weight:
-                add_mm(grad_weight, dz.t(), hidden[part].to(ctx.products))
+                mm_over_rows(dz, hidden[part].to(ctx.products), total=grad_weight)
             del e, dz
         return grad_hidden, grad_weight, *[None] * 5
