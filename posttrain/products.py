@@ -1,4 +1,4 @@
-"""Matrix products in float32 on a CPU, by the faster of the two libraries that torch brings.
+"""Matrix products on a CPU: in float32 by the faster of the two libraries that torch brings, and in few sizes.
 
 torch asks MKL for them. On AMD's processors MKL uses half of the width at which Zen 5 computes; oneDNN uses all of it,
 and takes half the time. torch hands it a float32 product where bfloat16 is allowed inside of one, which oneDNN makes
@@ -24,7 +24,7 @@ def mm(a: Tensor, b: Tensor, *, out: Tensor | None = None) -> Tensor:
     out: [M, N] to write into, of that type or a wider one.
     """
     if out is not None and out.dtype != a.dtype:
-        return out.copy_(torch.mm(a, b))
+        return out.copy_(mm(a, b))
     if not _for_onednn(a, b):
         return torch.mm(a, b, out=out)
     out = a.new_empty(len(a), b.shape[1]) if out is None else out
@@ -38,35 +38,43 @@ def add_mm(total: Tensor, a: Tensor, b: Tensor) -> Tensor:
     total: of the others' type or a wider one.
     """
     if total.dtype != a.dtype:
-        return total.add_(torch.mm(a, b))
+        return total.add_(mm(a, b))
     if not _for_onednn(a, b):
         return total.addmm_(a, b)
     _in_blocks(len(a), lambda rows: total[rows].addmm_(a[rows], b))
     return total
 
 
-def mm_over_rows(a: Tensor, b: Tensor, *, total: Tensor | None = None) -> Tensor:
+def mm_over_rows(a: Tensor, b: Tensor, *, total: Tensor | None = None, dtype: torch.dtype | None = None) -> Tensor:
     """aᵀ @ b [A, B] for [M, A] and [M, B]: a weight's gradient. No gradient of its own.
 
-    total: what it is added to, in place, of their type or a wider one, so that many may add up.
+    total: what it is added to, in place, of their type or a wider one, so that many may add up. dtype: of the result
+    where there is no total; default: theirs.
     """
-    if total is not None and total.dtype != a.dtype:
-        return total.add_(torch.mm(a.t(), b))
-    if not _for_onednn(a, b):
-        return torch.mm(a.t(), b) if total is None else total.addmm_(a.t(), b)
-    if total is not None:
-        _in_blocks(len(a), lambda rows: total.addmm_(a[rows].t(), b[rows]))
+    fresh = total is None
+    if fresh:
+        total = a.new_empty(a.shape[1], b.shape[1], dtype=dtype or a.dtype)
+
+    def add(rows: slice) -> Tensor:
+        first, last = a[rows].t(), b[rows]
+        if total.dtype == a.dtype:
+            return total.addmm_(first, last, beta=int(rows.start > 0 or not fresh))  # 0: what is there is not read
+        product = torch.mm(first, last)
+        return total.copy_(product) if fresh and rows.start == 0 else total.add_(product)
+
+    if _for_onednn(a, b):
+        _in_blocks(len(a), add)
         return total
-    made = a.new_empty(a.shape[1], b.shape[1])
-    _in_blocks(len(a), lambda rows: made.addmm_(a[rows].t(), b[rows], beta=int(rows.start > 0)))  # 0: not read
-    return made
+    return add(slice(0, len(a)))
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """x Wᵀ + b for x [..., in], W [out, in], b [out], as `F.linear`, in both directions. Differentiable once."""
-    if _usual() is None or x.dtype != torch.float32 or x.device.type != "cpu" or torch.is_autocast_enabled("cpu"):
+    mixed = torch.is_autocast_enabled("cpu")
+    dtype = torch.get_autocast_dtype("cpu") if mixed else x.dtype
+    if x.device.type != "cpu" or not _by_onednn(dtype) or not (mixed or weight.dtype == dtype):
         return F.linear(x, weight, bias)
-    return _Linear.apply(x.reshape(-1, x.shape[-1]), weight, bias).view(*x.shape[:-1], len(weight))
+    return _Linear.apply(x.reshape(-1, x.shape[-1]).to(dtype), weight, bias).view(*x.shape[:-1], len(weight))
 
 
 class Linear(nn.Linear):
@@ -99,7 +107,7 @@ def _in_blocks(rows: int, product: Callable[[slice], Tensor]) -> None:
     """The product of all rows, from few sizes of it.
 
     oneDNN makes code for every shape and never forgets it, a third of a MiB each: 30 steps of DPO with rows of other
-    lengths took 600 MiB. So it is given few numbers of rows, and MKL the rows that are left.
+    lengths took 600 MiB. So it is given few numbers of rows, and MKL (in bfloat16 oneDNN again) the last ones.
     """
     *blocks, rest = _blocks(rows)
     for block in blocks:
@@ -110,13 +118,12 @@ def _in_blocks(rows: int, product: Callable[[slice], Tensor]) -> None:
 
 @functools.cache
 def _blocks(rows: int) -> tuple[slice, ...]:
-    """Slices of 16 n rows up to 128; else of 1, 2 or 3 times a power of 4 from 64. The last, maybe empty, is the rest.
+    """Slices of 1, 2 or 3 times 4^k rows, from 16 on; up to 128 rows in one. The last, maybe empty, is what is left.
 
     2000 = 1024 + 3 * 256 + 3 * 64 + 16.
     """
     found, start = [], 0
-    powers = [4**k for k in range(rows.bit_length() // 2, 2, -1)]
-    for size in [_FEWEST] if rows <= 128 else powers:
+    for size in [_FEWEST] if rows <= 128 else [4**k for k in range(rows.bit_length() // 2, 1, -1)]:
         if many := (rows - start) // size * size:
             found.append(slice(start, start + many))
             start += many
@@ -124,9 +131,12 @@ def _blocks(rows: int) -> tuple[slice, ...]:
 
 
 class _Linear(torch.autograd.Function):
+    """Weight and bias may be wider than x: they are rounded for the product, and their gradients are not."""
+
     @staticmethod
     def forward(ctx, x, weight, bias):
         needs_x, needs_weight, _ = ctx.needs_input_grad
+        ctx.wide, weight = weight.dtype, weight.to(x.dtype)
         ctx.save_for_backward(x if needs_weight else None, weight if needs_x else None)
         y = mm(x, weight.t())
         return y if bias is None else y.add_(bias)
@@ -138,15 +148,27 @@ class _Linear(torch.autograd.Function):
         needs_x, needs_weight, needs_bias = ctx.needs_input_grad
         return (
             mm(grad, weight) if needs_x else None,
-            mm_over_rows(grad, x) if needs_weight else None,
-            grad.sum(0) if needs_bias else None,
+            mm_over_rows(grad, x, dtype=ctx.wide) if needs_weight else None,
+            grad.sum(0, dtype=ctx.wide) if needs_bias else None,
         )
 
 
 def _for_onednn(a: Tensor, b: Tensor) -> bool:
-    if len(a) < _FEWEST or a.dtype != torch.float32 or a.device.type != "cpu" or _usual() is None:
+    if len(a) < _FEWEST or a.device.type != "cpu" or not _by_onednn(a.dtype):
         return False
     return 2 * min(*a.shape, *b.shape) >= _FEWEST
+
+
+def _by_onednn(dtype: torch.dtype) -> bool:
+    """Whether products of this type are oneDNN's on this machine."""
+    return _usual() is not None if dtype == torch.float32 else dtype == torch.bfloat16 and _bfloat16()
+
+
+@functools.cache
+def _bfloat16() -> bool:
+    """Whether torch gives oneDNN products in bfloat16 on this processor."""
+    supported = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", None)
+    return torch.backends.mkldnn.is_available() and supported is not None and supported()
 
 
 @functools.cache

@@ -147,7 +147,7 @@ class _GatedLinear(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, gate, up, weight, bias):
-        weight = weight.to(gate.dtype)
+        ctx.wide, weight = weight.dtype, weight.to(gate.dtype)
         ctx.save_for_backward(gate, up, weight)
         y = mm(F.silu(gate).mul_(up), weight.t())
         return y if bias is None else y.add_(bias)
@@ -158,8 +158,12 @@ class _GatedLinear(torch.autograd.Function):
         gate, up, weight = ctx.saved_tensors
         _, _, needs_weight, needs_bias = ctx.needs_input_grad
         open_gate = F.silu(gate)
-        of_weight = mm_over_rows(grad, open_gate * up) if needs_weight else None
-        return *_ungate(mm(grad, weight), gate, up, open_gate), of_weight, grad.sum(0) if needs_bias else None
+        of_weight = mm_over_rows(grad, open_gate * up, dtype=ctx.wide) if needs_weight else None
+        return (
+            *_ungate(mm(grad, weight), gate, up, open_gate),
+            of_weight,
+            grad.sum(0, dtype=ctx.wide) if needs_bias else None,
+        )
 
 
 def _ungate(grad: Tensor, gate: Tensor, up: Tensor, open_gate: Tensor) -> tuple[Tensor, Tensor]:
