@@ -1,10 +1,10 @@
 """A model cut over the processes of a run by FSDP2 (Zhao et al. 2023, arXiv 2304.11277), and put together again.
 
 Each process keeps a share of every weight, gradient and moment. A layer's weights are gathered when it computes, and
-freed after; on a CPU, where the processes share one memory and a message costs more than it saves, they stay gathered
-from the forward pass to the end of the backward. So do those outside the layers (embedding, last norm, head) anywhere,
-because the learner takes logits from the head itself. Gradients are summed, not averaged: the losses are
-already weighted sums over the rows of all processes.
+freed after. Those outside the layers (embedding, last norm, head) stay gathered from the forward pass to the end of the
+backward, because the learner takes logits from the head itself. On a CPU, where a message costs more than it saves,
+all do: they are gathered by one message and their gradients summed by another. Gradients are summed, not averaged: the
+losses are already weighted sums over the rows of all processes.
 
 Sampling wants all weights in every process, token after token, so it gets a copy of its own, renewed after each step;
 so does a frozen reference. Two further copies fit wherever a process can hold the model whole; an engine on processors
@@ -28,15 +28,16 @@ _EMPTY: WeakKeyDictionary[nn.Module, nn.Module] = WeakKeyDictionary()
 def shard(model: nn.Module) -> nn.Module:
     """Cut the model over all processes, in place; it still looks like a module. A sharded one is returned as it is.
 
-    Every process must hold the same weights. Each layer of `layers` is gathered by itself, the rest together.
+    Every process must hold the same weights. Each layer of `layers` is gathered by itself, the rest together; on a CPU
+    all together.
     """
     if is_sharded(model):
         return model
     kind = next(model.parameters()).device.type
     mesh = init_device_mesh(kind, (dist.world(),))
     _EMPTY[model] = _copy(model, "meta")
-    for layer in getattr(model, "decoder", model).layers:
-        fully_shard(layer, mesh=mesh, reshard_after_forward=kind != "cpu")
+    for layer in getattr(model, "decoder", model).layers if kind != "cpu" else ():
+        fully_shard(layer, mesh=mesh)
     fully_shard(model, mesh=mesh, reshard_after_forward=False)
     register_fsdp_forward_method(model, "flat")  # through which the learner calls it
     for module in model.modules():
