@@ -16,19 +16,26 @@ from torch import Tensor, nn
 
 _FEWEST = 16
 """oneDNN takes some 15 µs to begin: what has a side below half of this is MKL's, and so are the last rows."""
+_STEP = 8
+"""Rows of products of up to 128 are a multiple of this."""
 
 
 def mm(a: Tensor, b: Tensor, *, out: Tensor | None = None) -> Tensor:
     """a @ b for [M, K] and [K, N] of any type, to that type's rounding. No gradient.
 
-    out: [M, N] to write into, of that type or a wider one.
+    out: [M, N] to write into, of that type or a wider one. Without it the result may be a view of a larger one.
     """
     if out is not None and out.dtype != a.dtype:
         return out.copy_(mm(a, b))
     if not _for_onednn(a, b):
         return torch.mm(a, b, out=out)
-    out = a.new_empty(len(a), b.shape[1]) if out is None else out
-    _in_blocks(len(a), lambda rows: torch.mm(a[rows], b, out=out[rows]))
+    rows = len(a)
+    if _is_one_block(rows):
+        return by_onednn(torch.mm, a, b, out=out)
+    if out is None and rows <= 128:  # decoding: a second product would read the weights again
+        return by_onednn(torch.mm, torch.cat((a, a.new_zeros(-rows % _STEP, a.shape[1]))), b)[:rows]
+    out = a.new_empty(rows, b.shape[1]) if out is None else out
+    _in_blocks(rows, lambda part: torch.mm(a[part], b, out=out[part]))
     return out
 
 
@@ -41,6 +48,10 @@ def add_mm(total: Tensor, a: Tensor, b: Tensor) -> Tensor:
         return total.add_(mm(a, b))
     if not _for_onednn(a, b):
         return total.addmm_(a, b)
+    if _is_one_block(len(a)):
+        return by_onednn(total.addmm_, a, b)
+    if len(a) <= 128:
+        return total.add_(mm(a, b))
     _in_blocks(len(a), lambda rows: total[rows].addmm_(a[rows], b))
     return total
 
@@ -117,13 +128,18 @@ def _in_blocks(rows: int, product: Callable[[slice], Tensor]) -> None:
 
 
 @functools.cache
+def _is_one_block(rows: int) -> bool:
+    return rows % _STEP == 0 if rows <= 128 else _blocks(rows)[0].stop == rows
+
+
+@functools.cache
 def _blocks(rows: int) -> tuple[slice, ...]:
     """Slices of 1, 2 or 3 times 4^k rows, from 16 on; up to 128 rows in one. The last, maybe empty, is what is left.
 
     2000 = 1024 + 3 * 256 + 3 * 64 + 16.
     """
     found, start = [], 0
-    for size in [_FEWEST] if rows <= 128 else [4**k for k in range(rows.bit_length() // 2, 1, -1)]:
+    for size in [_STEP] if rows <= 128 else [4**k for k in range(rows.bit_length() // 2, 1, -1)]:
         if many := (rows - start) // size * size:
             found.append(slice(start, start + many))
             start += many
@@ -138,7 +154,7 @@ class _Linear(torch.autograd.Function):
         needs_x, needs_weight, _ = ctx.needs_input_grad
         ctx.wide, weight = weight.dtype, weight.to(x.dtype)
         ctx.save_for_backward(x if needs_weight else None, weight if needs_x else None)
-        y = mm(x, weight.t())
+        y = mm(x, weight.t(), out=x.new_empty(len(x), len(weight)))  # not a view, which none may write to
         return y if bias is None else y.add_(bias)
 
     @staticmethod

@@ -149,7 +149,7 @@ class _GatedLinear(torch.autograd.Function):
     def forward(ctx, gate, up, weight, bias):
         ctx.wide, weight = weight.dtype, weight.to(gate.dtype)
         ctx.save_for_backward(gate, up, weight)
-        y = mm(F.silu(gate).mul_(up), weight.t())
+        y = mm(F.silu(gate).mul_(up), weight.t(), out=gate.new_empty(len(gate), len(weight)))
         return y if bias is None else y.add_(bias)
 
     @staticmethod
