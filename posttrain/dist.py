@@ -176,6 +176,11 @@ def whole(x: "Tensor") -> "Tensor":
     return x.full_tensor() if world() > 1 and hasattr(x, "full_tensor") else x
 
 
+def shard(x: "Tensor") -> "Tensor":
+    """This process's share of a sharded tensor; any other as it is."""
+    return x.to_local() if hasattr(x, "to_local") else x
+
+
 def brought(x: "Tensor") -> "Tensor | None":
     """As `whole`, but only the first process keeps it, in main memory; None in the others. For what is written."""
     if world() == 1:

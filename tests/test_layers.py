@@ -23,6 +23,7 @@ LAYERS = (
     "heap",
     "products",
     "sandbox",
+    "scale.shared",  # what the next sends its messages through
     "scale.distributed",  # one model over several processes: below all that holds a model
     "objectives",
     "models.tokenizers",  # ids and text, without torch: the templates need to know what a token is

@@ -3,8 +3,9 @@
 Each process keeps a share of every weight, gradient and moment. A layer's weights are gathered when it computes, and
 freed after. Those outside the layers (embedding, last norm, head) stay gathered from the forward pass to the end of the
 backward, because the learner takes logits from the head itself. On a CPU, where a message costs more than it saves,
-all do: they are gathered by one message and their gradients summed by another. Gradients are summed, not averaged: the
-losses are already weighted sums over the rows of all processes.
+all do: they are gathered by one message and their gradients summed by another, through memory that the processes share
+where they are on one machine. Gradients are summed, not averaged: the losses are already weighted sums over the rows of
+all processes.
 
 Sampling wants all weights in every process, token after token, so it gets a copy of its own, renewed after each step;
 so does a frozen reference. Two further copies fit wherever a process can hold the model whole; an engine on processors
@@ -20,6 +21,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 
 from posttrain import dist
+from posttrain.scale.shared import AllGather, ReduceScatter, shared
 
 _EMPTY: WeakKeyDictionary[nn.Module, nn.Module] = WeakKeyDictionary()
 """Of every sharded model its form without weights, from which whole copies are made."""
@@ -44,6 +46,9 @@ def shard(model: nn.Module) -> nn.Module:
         if isinstance(module, FSDPModule):
             module.set_gradient_divide_factor(1.0)
             module.set_force_sum_reduction_for_comms(True)
+    if kind == "cpu" and (memory := shared()):
+        model.set_custom_all_gather(AllGather(memory))
+        model.set_custom_reduce_scatter(ReduceScatter(memory))
     return model
 
 

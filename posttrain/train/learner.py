@@ -30,7 +30,7 @@ from posttrain.train.invariants import Check, block_movement, check_weights_chan
 from posttrain.train.machine import told
 from posttrain.train.memory import first_piece, too_large
 from posttrain.train.metrics import Metrics, add
-from posttrain.train.processes import check_alike, load_whole_state, of_all, whole_state
+from posttrain.train.processes import check_alike, load_whole_state, of_all, total_norm, whole_state
 from posttrain.train.schedule import Schedule
 from posttrain.train.schedule import lr as scheduled
 
@@ -200,12 +200,14 @@ class Learner:
         metrics, loss, broken = of_all(metrics, loss, broken)
         if broken:
             raise NonFiniteError(broken)
-        norm = dist.whole(torch.nn.utils.clip_grad_norm_(self.parameters, self.optim.max_grad_norm or torch.inf))
+        norm = total_norm([p.grad for p in self.parameters if p.grad is not None])
         if not torch.isfinite(norm):
             raise NonFiniteError(
                 f"optimizer step {self.version}: the gradient norm is {float(norm)} although every loss is finite; "
                 "a formula is evaluated where its slope is infinite. The weights were not changed."
             )
+        if self.optim.max_grad_norm:
+            torch.nn.utils.clip_grads_with_norm_(self.parameters, self.optim.max_grad_norm, norm)
         factor = scheduled(self.version, self.optim.schedule, peak=1.0, steps=self.total)
         lr = factor * self.optim.lr
         for group in self.optimizer.param_groups:

@@ -32,6 +32,14 @@ def of_all(metrics: Metrics, loss: float, broken: str | None) -> tuple[Metrics, 
     return functools.reduce(add, found), sum(losses), next(filter(None, broke), None)
 
 
+def total_norm(gradients: list[Tensor]) -> Tensor:
+    """‖g‖ over all of them, each process summing the squares of its shards."""
+    if dist.world() == 1:
+        return torch.nn.utils.get_total_norm(gradients)
+    mine = torch.nn.utils.get_total_norm([dist.shard(g) for g in gradients])
+    return dist.all_sum(mine.double().square()).sqrt().to(mine.dtype)
+
+
 def whole_state(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
     """Its state dict, with whole moments in the first process (None in the others): the same on any number of them."""
     state = optimizer.state_dict()

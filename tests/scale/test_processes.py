@@ -1,5 +1,6 @@
 """What processes do together: shares, padding, one error said once, one run folder, stopping, dying, resuming."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -26,6 +27,7 @@ from posttrain.models.load import frozen_copy, load
 from posttrain.objectives.average import Average
 from posttrain.records import Segment
 from posttrain.sample.torch import TorchSampler
+from posttrain.scale import shared
 from posttrain.train.learner import Learner, Optim, Part, Term, outputs
 from posttrain.train.run import RunConfig
 from scale import processes
@@ -117,6 +119,10 @@ def in_each() -> None:
             _same_as_apart(batch)
         _broken_in_one()
         _copies()
+        _messages()
+        _norms()
+        if sys.platform == "linux":
+            _without_shared_memory()
 
 
 def _spread(mine: int) -> None:
@@ -184,6 +190,52 @@ def _copies() -> None:
     assert not all(torch.equal(p, q) for p, q in zip(sampler.model.parameters(), start, strict=True))
     with pytest.raises(InvariantError, match="another module"):
         sampler.update(Learner(Decoder(CFG), Optim(), total=1))
+
+
+def _messages() -> None:
+    """What FSDP2 sends through shared memory arrives as gloo would bring it, in growing sizes and one after another."""
+    memory = shared.shared()
+    if memory is None:
+        assert sys.platform != "linux"
+        return
+    mine, group = dist.rank(), torch.distributed.group.WORLD
+    gather, scatter = shared.AllGather(memory), shared.ReduceScatter(memory)
+    for n in (3, 5, 4000, 7):
+        for dtype in (torch.float32, torch.float64, torch.bfloat16):
+            x = torch.randn(2 * n, generator=torch.Generator().manual_seed(mine)).to(dtype)
+            found = gather.allocate((2 * n,), dtype=dtype, device=x.device)
+            share = found[mine * n : (mine + 1) * n].copy_(x[:n])
+            gather(found, share, group)
+            want = torch.empty_like(x)
+            torch.distributed.all_gather_into_tensor(want, x[:n].contiguous())
+            assert torch.equal(found, want)
+            total = scatter.allocate((n,), dtype=dtype, device=x.device)
+            scatter(total, x, group, torch.distributed.ReduceOp.SUM)
+            assert torch.equal(total, dist.all_sum(x.clone())[mine * n : (mine + 1) * n])
+
+
+def _norms() -> None:
+    """The gradient's norm, and gradients clipped to a smaller one, as apart; with weights that fill one shard only."""
+    clipped = []
+    for alone in (True, False):
+        with dist.apart() if alone else contextlib.nullcontext():
+            model = Decoder(replace(CFG, num_hidden_layers=1)).initialise(0).double()
+            model.register_parameter("one", torch.nn.Parameter(torch.ones(1).double()))
+            learner = Learner(model, Optim(max_grad_norm=0.01), total=1)
+            norm = learner.step(Part(rows([5, 6, 9, 4]), learn))["grad_norm"][0]
+            gradients = [dist.whole(p.grad).flatten() for p in learner.parameters if p.grad is not None]
+            clipped.append((norm, float(torch.cat(gradients).norm())))
+    assert clipped[0] == pytest.approx(clipped[1]) and clipped[0][1] == pytest.approx(0.01, rel=1e-3)
+
+
+def _without_shared_memory() -> None:
+    """Where a system does not let one process see another's memory, gloo carries the messages: the same step."""
+    with pytest.MonkeyPatch.context() as patch:
+        if dist.rank() == 1:
+            patch.setattr(os, "readlink", lambda path: "another file")
+        assert shared.shared() is None
+        _same_as_apart(rows([5, 6, 9]))
+    assert shared.shared()
 
 
 def test_what_two_processes_do_together(tmp_path):
