@@ -14,13 +14,13 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from posttrain.errors import ModelError
 from posttrain.models.attention import Attention, pack_lengths, packed_attention, padded_attention
-from posttrain.products import Linear, linear, mm, mm_over_rows
+from posttrain.models.backward import Gate, GatedLinear, Normalise, NormalisedLinears
+from posttrain.products import Linear, linear
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,69 +109,6 @@ def _yarn(cfg: ModelConfig, scaling: dict[str, Any], freq: Tensor) -> tuple[Tens
     return freq / factor * ramp + freq * (1 - ramp), gain
 
 
-class _Normalise(torch.autograd.Function):
-    """RMSNorm that keeps its input and one number per row for the backward, where autograd would keep three copies."""
-
-    @staticmethod
-    def forward(ctx, x, weight, eps):
-        scale = x.square().mean(-1, keepdim=True).add_(eps).rsqrt_()
-        ctx.save_for_backward(x, weight, scale)
-        return (x * scale).mul_(weight)
-
-    @staticmethod
-    def backward(ctx, grad):
-        x, weight, scale = ctx.saved_tensors
-        unit = x * scale
-        along = grad * unit
-        grad_weight = along.flatten(0, -2).sum(0) if ctx.needs_input_grad[1] else None
-        mean = (along @ weight)[..., None] / x.shape[-1]
-        return torch.addcmul(grad * weight, unit, mean, value=-1) * scale, grad_weight, None
-
-
-class _Gate(torch.autograd.Function):
-    """silu(gate) · up, keeping the two and not silu(gate)."""
-
-    @staticmethod
-    def forward(ctx, gate, up):
-        ctx.save_for_backward(gate, up)
-        return F.silu(gate).mul_(up)
-
-    @staticmethod
-    def backward(ctx, grad):
-        gate, up = ctx.saved_tensors
-        return _ungate(grad, gate, up, F.silu(gate))
-
-
-class _GatedLinear(torch.autograd.Function):
-    """W (silu(gate) · up) + b; the product is made again in the backward, a sixth of what a layer would keep."""
-
-    @staticmethod
-    def forward(ctx, gate, up, weight, bias):
-        ctx.wide, weight = weight.dtype, weight.to(gate.dtype)
-        ctx.save_for_backward(gate, up, weight)
-        y = mm(F.silu(gate).mul_(up), weight.t(), out=gate.new_empty(len(gate), len(weight)))
-        return y if bias is None else y.add_(bias)
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx, grad):
-        gate, up, weight = ctx.saved_tensors
-        _, _, needs_weight, needs_bias = ctx.needs_input_grad
-        open_gate = F.silu(gate)
-        of_weight = mm_over_rows(grad, open_gate * up, dtype=ctx.wide) if needs_weight else None
-        return (
-            *_ungate(mm(grad, weight), gate, up, open_gate),
-            of_weight,
-            grad.sum(0, dtype=ctx.wide) if needs_bias else None,
-        )
-
-
-def _ungate(grad: Tensor, gate: Tensor, up: Tensor, open_gate: Tensor) -> tuple[Tensor, Tensor]:
-    """Gradients of gate and up from that of silu(gate) · up. open_gate: silu(gate), written over."""
-    slope = grad * up
-    return torch.ops.aten.silu_backward.grad_input(slope, gate, grad_input=slope), open_gate.mul_(grad)
-
-
 class RMSNorm(nn.Module):
     """x / sqrt(mean(x²) + eps) · weight, over the last dimension (Zhang and Sennrich 2019)."""
 
@@ -186,7 +123,15 @@ class RMSNorm(nn.Module):
         if self.through_float32:
             y = x.float()
             return self.weight * (y * torch.rsqrt(y.square().mean(-1, keepdim=True) + self.eps)).to(x.dtype)
-        return _Normalise.apply(x.to(self.weight.dtype), self.weight, self.eps)  # x may be a product's bfloat16
+        return Normalise.apply(x.to(self.weight.dtype), self.weight, self.eps)  # x may be a product's bfloat16
+
+    def then(self, x: Tensor, dtype: torch.dtype, *linears: nn.Module) -> tuple[Tensor, ...]:
+        """What each of the linear layers makes of the normalised x, rounded to dtype before the products."""
+        if self.through_float32 or any(type(m) is not Linear for m in linears):
+            y = self(x).to(dtype)  # once: under autocast each layer would round it anew
+            return tuple(m(y) for m in linears)
+        matrices = (t for m in linears for t in (m.weight, m.bias))
+        return NormalisedLinears.apply(x, self.weight, self.eps, dtype, *matrices)
 
 
 class SelfAttention(nn.Module):
@@ -203,17 +148,16 @@ class SelfAttention(nn.Module):
         self.k_norm = RMSNorm(hd, cfg.rms_norm_eps) if cfg.qk_norm else None
         self.head_dim = hd
 
-    def forward(self, i: int, x: Tensor, cos: Tensor, sin: Tensor, attention: Attention) -> Tensor:
-        q = self.q_proj(x).unflatten(-1, (-1, self.head_dim))
-        k = self.k_proj(x).unflatten(-1, (-1, self.head_dim))
-        v = self.v_proj(x).unflatten(-1, (-1, self.head_dim))
+    def forward(self, i: int, x: Tensor, norm: RMSNorm, cos: Tensor, sin: Tensor, attention: Attention) -> Tensor:
+        found = norm.then(x, cos.dtype, self.q_proj, self.k_proj, self.v_proj)
+        q, k, v = (y.unflatten(-1, (-1, self.head_dim)) for y in found)
         if self.q_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
         return self.o_proj(attention(i, _rotate(q, cos, sin), _rotate(k, cos, sin), v))
 
 
 class MLP(nn.Module):
-    """SwiGLU (Shazeer 2020): down( silu(gate(x)) · up(x) )."""
+    """SwiGLU (Shazeer 2020): down( silu(gate(x)) · up(x) ) of a normalised x."""
 
     def __init__(self, cfg: ModelConfig):
         super().__init__()
@@ -221,11 +165,12 @@ class MLP(nn.Module):
         self.up_proj = Linear(cfg.hidden_size, cfg.intermediate_size, bias=cfg.mlp_bias)
         self.down_proj = Linear(cfg.intermediate_size, cfg.hidden_size, bias=cfg.mlp_bias)
 
-    def forward(self, x: Tensor) -> Tensor:
-        gate, up, down = self.gate_proj(x), self.up_proj(x), self.down_proj
+    def forward(self, x: Tensor, norm: RMSNorm, products: torch.dtype) -> Tensor:
+        gate, up = norm.then(x, products, self.gate_proj, self.up_proj)
+        down = self.down_proj
         if type(down) is Linear:
-            return _GatedLinear.apply(gate, up, down.weight, down.bias)
-        return down(_Gate.apply(gate, up))  # an adapter needs its input
+            return GatedLinear.apply(gate, up, down.weight, down.bias)
+        return down(Gate.apply(gate, up))  # an adapter needs its input
 
 
 class Layer(nn.Module):
@@ -239,9 +184,8 @@ class Layer(nn.Module):
         self.post_attention_layernorm = RMSNorm(cfg.hidden_size, cfg.rms_norm_eps)
 
     def forward(self, i: int, x: Tensor, cos: Tensor, sin: Tensor, attention: Attention) -> Tensor:
-        products = cos.dtype  # cast here once: under autocast each projection would cast its input anew
-        x = x + self.self_attn(i, self.input_layernorm(x).to(products), cos, sin, attention)
-        return x + self.mlp(self.post_attention_layernorm(x).to(products))
+        x = x + self.self_attn(i, x, self.input_layernorm, cos, sin, attention)
+        return x + self.mlp(x, self.post_attention_layernorm, cos.dtype)
 
 
 class Decoder(nn.Module):

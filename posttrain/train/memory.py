@@ -1,8 +1,8 @@
 """How many bytes a training step holds at once: arithmetic on shapes, without running anything.
 
 What the decoder keeps for the backward pass is counted number by number, layer by layer. That was derived from the code
-of `models/decoder.py` and is compared with counted bytes in `tests/train/test_memory.py`, so a change there must be
-told here. Of models only shapes, types and what is trained are looked at: parameters on the device "meta" will do.
+of `models/decoder.py` and is compared with counted bytes in `tests/algorithms/test_memory.py`, so a change there must
+be told here. Of models only shapes, types and what is trained are looked at: parameters on the device "meta" will do.
 
 A run has a few moments at which much is alive; each is a sum of named parts, and the largest says what is needed.
 """
@@ -125,10 +125,11 @@ def saved(
 ) -> Saved:
     """The memory of one forward and backward pass, beside weights and their gradients.
 
-    Per layer and token, with D = hidden size, F = that of the MLP, H and K heads of d numbers: the stream twice, what
-    the two norms make of it, queries and keys before their own norms, attention's result, and twice F, gate and up,
-    which an adapter makes three. Inputs of products whose weights are frozen are not kept. Products in bfloat16 keep
-    their inputs and their weights in it; recomputed layers keep the stream alone, but for the one that is walked back.
+    Per layer and token, with D = hidden size, F = that of the MLP, H and K heads of d numbers: the stream twice,
+    queries and keys before their own norms, attention's result, and twice F, gate and up. Adapters also keep what the
+    two norms make of the stream, and the product of gate and up. Inputs of products whose weights are frozen are not
+    kept. Products in bfloat16 keep their inputs and their weights in it; recomputed layers keep the stream alone, but
+    for the one that is walked back.
     """
     decoder = getattr(model, "decoder", model)
     cfg, layer = decoder.cfg, decoder.layers[0]
@@ -161,9 +162,9 @@ def _per_token(layer: nn.Module, cfg) -> tuple[int, int]:
     d_model, wide, d = cfg.hidden_size, cfg.intermediate_size, cfg.head_dim
     norms = 2 * (d_model + 1)
     norms += (cfg.num_attention_heads + cfg.num_key_value_heads) * (d + 1) * (attention.q_norm is not None)
-    products = d_model * kept(attention.q_proj, attention.k_proj, attention.v_proj)
-    products += cfg.num_attention_heads * d * kept(attention.o_proj)
-    products += d_model * kept(mlp.gate_proj, mlp.up_proj)
+    products = cfg.num_attention_heads * d * kept(attention.o_proj)
+    for users in ((attention.q_proj, attention.k_proj, attention.v_proj), (mlp.gate_proj, mlp.up_proj)):
+        products += d_model * any(isinstance(m, LoraLinear) for m in users)  # else made again from the norm's input
     products += 2 * wide + wide * isinstance(mlp.down_proj, LoraLinear)
     return norms, products + sum(len(m.lora_A) for m in linears if isinstance(m, LoraLinear))
 

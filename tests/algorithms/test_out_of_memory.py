@@ -168,7 +168,7 @@ real = Learner.step
 def step(self, *parts):
     if self.version == 2:
         used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-        resource.setrlimit(resource.RLIMIT_AS, (used + 2**24, resource.RLIM_INFINITY))
+        resource.setrlimit(resource.RLIMIT_AS, (used + 2**23, resource.RLIM_INFINITY))
     return real(self, *parts)
 
 Learner.step = step
