@@ -30,7 +30,7 @@ from posttrain.train.invariants import Check, block_movement, check_weights_chan
 from posttrain.train.machine import told
 from posttrain.train.memory import first_piece, too_large
 from posttrain.train.metrics import Metrics, add
-from posttrain.train.processes import check_alike, load_whole_state, of_all, total_norm, whole_state
+from posttrain.train.processes import check_alike, load_whole_state, of_all, whole_state
 from posttrain.train.schedule import Schedule
 from posttrain.train.schedule import lr as scheduled
 
@@ -197,10 +197,10 @@ class Learner:
                 metrics = add(metrics, found)
                 loss += float(total.detach())
                 del terms, total  # else the graph, and what the head keeps, would outlive the next forward pass
-        metrics, loss, broken = of_all(metrics, loss, broken)
+        gradients = [p.grad for p in self.parameters if p.grad is not None]
+        metrics, loss, broken, norm = of_all(metrics, loss, broken, gradients)
         if broken:
             raise NonFiniteError(broken)
-        norm = total_norm([p.grad for p in self.parameters if p.grad is not None])
         if not torch.isfinite(norm):
             raise NonFiniteError(
                 f"optimizer step {self.version}: the gradient norm is {float(norm)} although every loss is finite; "

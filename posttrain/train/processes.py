@@ -4,8 +4,9 @@ Alone, every function returns what it was given.
 """
 
 import functools
+import math
 import zlib
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -23,21 +24,27 @@ def check_alike(batch: TokenBatch, pieces: int) -> None:
         dist.agree(functools.reduce(lambda seed, x: zlib.crc32(x, seed), bits, pieces), "rows in this step")
 
 
-def of_all(metrics: Metrics, loss: float, broken: str | None) -> tuple[Metrics, float, str | None]:
-    """Metrics and loss of a step over all processes, and what broke in any of them; the same in each."""
+class Said(NamedTuple):
+    """What a process has to say of its share of a step, once all gradients are there."""
+
+    metrics: Metrics
+    loss: float
+    broken: str | None
+    """What was not finite."""
+    norm: Tensor
+    """‖g‖ over its shards of the gradients."""
+
+
+def of_all(metrics: Metrics, loss: float, broken: str | None, gradients: list[Tensor]) -> Said:
+    """The same of the whole step, from one message; equal in each process."""
+    norm = torch.nn.utils.get_total_norm([dist.shard(g) for g in gradients])
+    mine = Said(metrics, loss, broken, norm)
     if dist.world() == 1:
-        return metrics, loss, broken
+        return mine
     plain = {name: (float(total), float(count)) for name, (total, count) in metrics.items()}
-    found, losses, broke = zip(*dist.gather((plain, loss, broken)), strict=True)
-    return functools.reduce(add, found), sum(losses), next(filter(None, broke), None)
-
-
-def total_norm(gradients: list[Tensor]) -> Tensor:
-    """‖g‖ over all of them, each process summing the squares of its shards."""
-    if dist.world() == 1:
-        return torch.nn.utils.get_total_norm(gradients)
-    mine = torch.nn.utils.get_total_norm([dist.shard(g) for g in gradients])
-    return dist.all_sum(mine.double().square()).sqrt().to(mine.dtype)
+    found, losses, broke, norms = zip(*dist.gather((plain, loss, broken, float(norm))), strict=True)
+    whole = torch.tensor(math.hypot(*norms), dtype=norm.dtype, device=norm.device)
+    return Said(functools.reduce(add, found), sum(losses), next(filter(None, broke), None), whole)
 
 
 def whole_state(optimizer: torch.optim.Optimizer) -> dict[str, Any]:

@@ -228,7 +228,7 @@ class Run:
             yield step
             self.done = step + 1
             saved = self._latest is not None and checkpoint.steps_of(self._latest) == self.done
-            reason = self._stop.reason()
+            reason = self._stop.reason(self.done)
             if reason and (saved or step + 1 == n):
                 raise Interrupted(
                     f"{reason} after step {step}. {self.folder} continues from "
@@ -327,7 +327,7 @@ class Run:
         """
         self._write_samples()
         done = step + 1
-        if done % self.settings.save_every and done != self._total and not self._stop.reason():
+        if done % self.settings.save_every and done != self._total and not self._stop.reason(done):
             return None
         metrics = self._last[1] if self._last[0] == step else {}
         record = {"steps": done, "sizes": self._sinks.sizes(), "metrics": metrics, "seed": self.settings.seed}

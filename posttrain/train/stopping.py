@@ -14,6 +14,7 @@ class Stopping:
 
     def __init__(self):
         self._reason: str | None = None
+        self._asked: tuple[int, str | None] = (-1, None)
 
     def catch_signals(self, cleanup: contextlib.ExitStack, where: Callable[[], str]) -> None:
         """From now on the first Ctrl-C or SIGTERM is only remembered; the second raises Interrupted at once.
@@ -34,9 +35,14 @@ class Stopping:
         for number in (signal.SIGINT, signal.SIGTERM):
             cleanup.callback(signal.signal, number, signal.signal(number, handle))
 
-    def reason(self) -> str | None:
-        """Why to stop, once any process of the run was asked to: asked at the same places in all of them."""
-        if not dist.all_max(self._reason is not None):
-            return None  # also where a signal came just now: the others have not heard of it and would wait for ever
-        self._reason = self._reason or "stopped with another process"
-        return self._reason
+    def reason(self, step: int) -> str | None:
+        """Why to stop after so many steps, once any process of the run was asked to: asked alike in all of them.
+
+        The answer stands until the next step: a signal that comes between two questions is heard then.
+        """
+        if step != self._asked[0]:
+            self._asked = (step, None)
+            if dist.all_max(self._reason is not None):
+                self._reason = self._reason or "stopped with another process"
+                self._asked = (step, self._reason)
+        return self._asked[1]
