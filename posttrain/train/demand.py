@@ -171,7 +171,7 @@ def _backward(t: Trained, base: dict[str, int], others: int, own: int) -> Moment
 
 def _sampling_bytes(s: Sampling) -> int:
     """What the sampler computes with beside its cache: a pass over prompts, or the choice of a token in every slot."""
-    cfg, e = s.model.cfg, s.model.embed_tokens.weight.element_size()
+    cfg, e = s.model.cfg, s.model.norm.weight.element_size()  # adapters put the embedding together, by a message
     tokens = min(s.slots * s.prompt, max(16384, s.prompt))
     heads = (cfg.num_attention_heads + 2 * cfg.num_key_value_heads) * cfg.head_dim
     prompts = tokens * e * max(2 * cfg.hidden_size + 3 * cfg.intermediate_size, 2 * cfg.hidden_size + 3 * heads)

@@ -87,7 +87,7 @@ CASES = {
     "best_of_n": of_best_of_n,
     "adapters": of_adapters,  # beside frozen weights
 }
-QUICK = ("sft", "grpo")
+QUICK = ("sft", "grpo", "adapters")
 TYPES = {torch.float32: "float32", torch.float64: "float64"}
 
 
