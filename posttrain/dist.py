@@ -10,6 +10,7 @@ word. The learner cuts the rows of a step into shares (`TokenBatch.pieces`); wha
 
 import contextlib
 import os
+import time
 from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -28,6 +29,10 @@ MEET = timedelta(minutes=5)
 """How long a process waits for the others to come."""
 LISTEN = timedelta(seconds=3)
 """How long a process that failed waits to hear whether the first one says the same."""
+SETTLE = 0.1
+"""Seconds that gloo's threads have, at the end, to let go of the last message's tensors. For that they need Python's
+lock: a thread that asks for it when the interpreter is ending kills the process (SIGABRT), with its work done. They
+live as long as the group, which DTensor's caches keep past `destroy_process_group`."""
 
 _place = (0, 1)
 
@@ -73,6 +78,7 @@ def joined(timeout: timedelta = TIMEOUT) -> Iterator[None]:
         raise
     finally:
         _place = (0, 1)
+        time.sleep(SETTLE)
 
 
 @contextlib.contextmanager
